@@ -58,8 +58,8 @@ def read_manifest(folder: Path, kind: str, name: str = "manifest.json") -> dict[
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ArtifactError(f"{path}: not readable as JSON ({error})", _MAKE[kind]) from error
     if not isinstance(manifest, dict) or manifest.get("kind") != kind:
-        found = manifest.get("kind") if isinstance(manifest, dict) else type(manifest).__name__
-        raise ArtifactError(f"{path}: expected a {kind}, found {found!r}", _MAKE[kind])
+        other = manifest.get("kind") if isinstance(manifest, dict) else type(manifest).__name__
+        raise ArtifactError(f"{path}: expected a {kind}, found {other!r}", _MAKE[kind])
     if manifest.get("format_version") != FORMAT_VERSION:
         raise ArtifactError(
             f"{path}: written in format version {manifest.get('format_version')!r}, "

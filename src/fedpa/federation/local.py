@@ -1,0 +1,155 @@
+"""Local training: all users of a chunk at once, each with its own copy of every trained weight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fedpa.federation.parameters import Layout
+from fedpa.federation.rows import Batch
+from fedpa.methods.settings import Settings
+
+__all__ = ["AdaptedModel", "LocalTrainer", "click_loss"]
+
+
+class AdaptedModel(Protocol):
+    """A foundation with adapters, as a function of its parameters."""
+
+    layout: Layout
+
+    def logits(self, blocks: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        """Click logits [users, rows] from blocks [users, *block.shape]."""
+        ...
+
+
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def click_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """Weighted binary cross-entropy per user.
+
+    Parameters
+    ----------
+    logits, labels, weights : Tensor
+        [users, rows]; the weights of one user's rows sum to one, padding has weight zero.
+
+    Returns
+    -------
+    Tensor
+        [users].
+    """
+    losses = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+    return (losses * weights).sum(1)
+
+
+class LocalTrainer:
+    """Trains the users of one chunk after another in the same buffers.
+
+    Parameters
+    ----------
+    model : AdaptedModel
+    loss : callable
+        From (logits, labels, weights), each [users, rows], to a loss per user.
+    settings : Settings
+        Learning rate, optimiser and its constants.
+    users : int
+        Most users of a chunk.
+
+    Attributes
+    ----------
+    weights : Tensor
+        The users' flat parameters [users, size]: fill it, then call `step` for every batch.
+    change : Tensor
+        After `step`: by how much each weight has moved since `start`, [users, size].
+    """
+
+    def __init__(self, model: AdaptedModel, loss: Loss, settings: Settings, users: int, device: torch.device) -> None:
+        self.model = model
+        self.loss = loss
+        self.settings = settings
+        size = (users, model.layout.size)
+        dtype = settings.torch_dtype
+        self.weights = torch.empty(size, dtype=dtype, device=device)
+        self.change = torch.empty_like(self.weights)
+        self._work = torch.empty_like(self.weights)
+        self._moments: tuple[Tensor, Tensor] | None = None
+        self._done = 0
+
+    def start(self) -> None:
+        """Forget the optimiser: the next `step` is the first of a round."""
+        self._done = 0
+
+    def step(self, batch: Batch, labels: Tensor, row_weights: Tensor, *, last: bool) -> Tensor:
+        """One gradient step of every user in the chunk.
+
+        Parameters
+        ----------
+        batch : Batch
+        labels, row_weights : Tensor
+            [users, rows].
+        last : bool
+            No further step follows, so `weights` need not be moved.
+
+        Returns
+        -------
+        Tensor
+            Loss per user before the step [users].
+        """
+        users = len(labels)
+        blocks = {
+            name: view.detach().requires_grad_() for name, view in self.model.layout.views(self.weights[:users]).items()
+        }
+        losses = self.loss(self.model.logits(blocks, batch), labels, row_weights)
+        gradients = torch.autograd.grad(losses.sum(), list(blocks.values()), allow_unused=True)
+        gradient = self._work[:users]
+        torch.cat(
+            [
+                (torch.zeros_like(b) if g is None else g).reshape(users, -1)
+                for g, b in zip(gradients, blocks.values(), strict=True)
+            ],
+            dim=1,
+            out=gradient,
+        )
+        self._done += 1
+        first = self._done == 1
+        if first and last:
+            self._first_step(gradient, self.change[:users])
+            return losses.detach()
+        update = self._update(gradient, users)
+        if first:
+            self.change[:users] = update
+        else:
+            self.change[:users] += update
+        if not last:
+            self.weights[:users] += update
+        return losses.detach()
+
+    def _first_step(self, gradient: Tensor, out: Tensor) -> None:
+        """The step of a fresh optimiser; Adam's is lr g / (|g| + eps), with no moments to keep."""
+        if self.settings.optimizer == "sgd":
+            torch.mul(gradient, -self.settings.lr, out=out)
+            return
+        torch.abs(gradient, out=out)
+        out.add_(self.settings.adam_eps)
+        torch.div(gradient, out, out=out)
+        out.mul_(-self.settings.lr)
+
+    def _update(self, gradient: Tensor, users: int) -> Tensor:
+        """The step of Kingma & Ba (2015), algorithm 1, or of plain gradient descent."""
+        settings = self.settings
+        if settings.optimizer == "sgd":
+            return gradient * -settings.lr
+        if self._moments is None:
+            self._moments = torch.empty_like(self.weights), torch.empty_like(self.weights)
+        mean, square = self._moments[0][:users], self._moments[1][:users]
+        if self._done == 1:
+            mean.zero_()
+            square.zero_()
+        beta1, beta2 = settings.adam_betas
+        mean.lerp_(gradient, 1 - beta1)
+        square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        scale = (square / (1 - beta2**self._done)).sqrt_().add_(settings.adam_eps)
+        return (mean / scale).mul_(-settings.lr / (1 - beta1**self._done))

@@ -1,0 +1,123 @@
+"""The rows of a shard's users, user by user, training rows first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fedpa.data.dataset import PRIVATE, Dataset, Part
+from fedpa.draws import user_keys
+
+__all__ = ["Batch", "ShardRows", "group_sizes", "group_values"]
+
+Ints = npt.NDArray[np.int64]
+_PARTS = ("train", "val", "test", "unbiased")
+
+
+def group_values(dataset: Dataset) -> dict[str, Ints]:
+    """Per group key the value of every user as a row of the server's table [users]; -1 where unknown."""
+    unknown = 1 if dataset.manifest["settings"]["features"] == "causal" else 0
+    return {key: codes.astype(np.int64) - unknown for key, codes in dataset.groups.items()}
+
+
+def group_sizes(dataset: Dataset) -> dict[str, int]:
+    """Per group key the number of known values."""
+    unknown = 1 if dataset.manifest["settings"]["features"] == "causal" else 0
+    return {key: size - unknown for key, size in dataset.group_sizes.items()}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows that go through a model together.
+
+    Attributes
+    ----------
+    users : Tensor
+        User numbers of the data set [users], int64.
+    items : Tensor
+        Item numbers [users, rows], int64.
+    context : Tensor
+        Codes of the row's own features [users, rows, context features], int64.
+    """
+
+    users: Tensor
+    items: Tensor
+    context: Tensor
+
+
+@dataclass
+class ShardRows:
+    """Rows of some private users, sorted by user; within a user training rows first, then by part and time.
+
+    Attributes
+    ----------
+    users : ndarray
+        User numbers of the data set [users], ascending; a *local* number is a position in it.
+    keys : ndarray
+        64-bit keys of the users [users].
+    groups : dict
+        Per group key the row of each user's value in the server's table [users], -1 where unknown.
+    begin, train, total : ndarray
+        First row, number of training rows and number of all rows of each user [users].
+    row : ndarray
+        The data set's row behind each row [rows].
+    user : ndarray
+        Local user of each row [rows].
+    part : ndarray
+        Part of each row [rows], as in `fedpa.data.dataset.Part`.
+    items, context, labels : Tensor
+        [rows], [rows, context features], [rows] on the shard's device.
+    """
+
+    users: Ints
+    keys: npt.NDArray[np.uint64]
+    groups: dict[str, Tensor]
+    begin: Ints
+    train: Ints
+    total: Ints
+    row: Ints
+    user: Ints
+    part: npt.NDArray[np.uint8]
+    items: Tensor
+    context: Tensor
+    labels: Tensor
+
+    @classmethod
+    def of(cls, dataset: Dataset, users: Ints | None = None, *, dtype: torch.dtype, device: torch.device) -> ShardRows:
+        """Take the rows of `users` (default: all private users) out of a data set."""
+        if users is None:
+            users = np.flatnonzero(dataset.side == PRIVATE)
+        local = np.full(dataset.n_users, -1, np.int64)
+        local[users] = np.arange(len(users))
+        row = dataset.rows(*_PARTS)
+        owner = local[dataset.user[row]]
+        row, owner = row[owner >= 0], owner[owner >= 0]
+        part = dataset.part[row]
+        order = np.lexsort((part, owner))
+        row, owner, part = row[order], owner[order], part[order]
+        return cls(
+            users=users,
+            keys=user_keys(dataset.user_ids.gather(users)),
+            groups={key: torch.from_numpy(codes[users]).to(device) for key, codes in group_values(dataset).items()},
+            begin=np.searchsorted(owner, np.arange(len(users))),
+            train=np.bincount(owner[part == Part.TRAIN], minlength=len(users)),
+            total=np.bincount(owner, minlength=len(users)),
+            row=row,
+            user=owner,
+            part=part,
+            items=torch.from_numpy(dataset.item[row].astype(np.int64)).to(device),
+            context=torch.from_numpy(dataset.context_codes[row].astype(np.int64)).to(device),
+            labels=torch.from_numpy(dataset.label[row]).to(device, dtype),
+        )
+
+    def batch(self, local: Ints, positions: Tensor) -> Batch:
+        """The model's input for some users' rows at `positions` [users, rows]."""
+        return Batch(
+            torch.from_numpy(self.users[local]).to(self.items.device),
+            self.items[positions],
+            self.context[positions],
+        )

@@ -1,0 +1,158 @@
+"""The server: the state that is sent out, and one step from sums of changes to the next state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedpa.errors import ArtifactError, FedpaError
+from fedpa.federation.parameters import Layout, Span, starts
+
+__all__ = ["FRACTION_BITS", "Server", "Upload"]
+
+FRACTION_BITS = {torch.float32: 36, torch.float64: 44}
+"""Changes are summed as integer multiples of 2^-bits. At 36 bits a change is rounded by less than 1e-11, far below
+float32's own rounding, and sums may reach 6.7e7; at 44 bits by less than 3e-14, and sums may reach 2.6e5."""
+
+_SUM_LIMIT = 2.0**62
+
+
+def values_of(span: Span, layout: Layout) -> int:
+    """Rows that the server keeps for a span: one when shared, one per value for a group."""
+    return 1 if span.scope.kind == "shared" else layout.group_sizes[str(span.scope.key)]
+
+
+@dataclass
+class Upload:
+    """What a shard returns from a round: sums, never one user's values.
+
+    Attributes
+    ----------
+    sums : list of Tensor
+        Per uploaded span, the weighted sum of changes (after minus before) as integers (see `FRACTION_BITS`), int64,
+        [1, size] or [values, size].
+    weights : list of Tensor
+        Per uploaded span, the sum of the participants' weights, int64, [1] or [values].
+    participants : int
+        Users who trained.
+    rows : int
+        Their training rows.
+    loss : int
+        Sum over participants of the mean training loss before the round, likewise.
+    weights_up : int
+        Number of weights that the participants uploaded together.
+    bound : float
+        An upper bound of every absolute sum, against integer overflow.
+    """
+
+    sums: list[Tensor]
+    weights: list[Tensor]
+    participants: int = 0
+    rows: int = 0
+    loss: int = 0
+    weights_up: int = 0
+    bound: float = 0.0
+
+    @classmethod
+    def empty(cls, layout: Layout) -> Upload:
+        """The upload of nobody."""
+        rows = [values_of(span, layout) for span in layout.uploaded]
+        return cls(
+            [torch.zeros(n, span.size, dtype=torch.int64) for n, span in zip(rows, layout.uploaded, strict=True)],
+            [torch.zeros(n, dtype=torch.int64) for n in rows],
+        )
+
+    def __add__(self, other: Upload) -> Upload:
+        """The upload of both; exact, so order does not matter.
+
+        Raises
+        ------
+        FedpaError
+            If the sums could overflow 64-bit integers.
+        """
+        total = Upload(
+            [a + b for a, b in zip(self.sums, other.sums, strict=True)],
+            [a + b for a, b in zip(self.weights, other.weights, strict=True)],
+            self.participants + other.participants,
+            self.rows + other.rows,
+            self.loss + other.loss,
+            self.weights_up + other.weights_up,
+            self.bound + other.bound,
+        )
+        total.check()
+        return total
+
+    def check(self) -> None:
+        """Refuse sums that could have overflowed."""
+        if not self.bound < _SUM_LIMIT:
+            raise FedpaError(
+                "training diverged: the changes of this round do not fit the range of exact sums "
+                f"(bound {self.bound:.3g}, limit {_SUM_LIMIT:.3g})",
+                "lower the learning rate, for instance --set lr=0.003",
+            )
+
+
+class Server:
+    """Shared and group parameters, and how they move.
+
+    Parameters
+    ----------
+    layout : Layout
+        The method's parameters and scopes.
+    dtype : torch.dtype
+        Of the state.
+
+    Attributes
+    ----------
+    state : list of Tensor
+        Per uploaded span, [1, size] or [values, size].
+    """
+
+    def __init__(self, layout: Layout, dtype: torch.dtype) -> None:
+        self.layout = layout
+        self.dtype = dtype
+        self.state = [starts(span, values_of(span, layout), dtype) for span in layout.uploaded]
+
+    def step(self, upload: Upload) -> None:
+        """Add the weighted mean change; a group value that nobody had stays as it is."""
+        unit = 2.0 ** -FRACTION_BITS[self.dtype]
+        for index, (total, weight) in enumerate(zip(upload.sums, upload.weights, strict=True)):
+            mean = total.double() * unit / weight.clamp(min=1)[:, None]
+            self.state[index] = (self.state[index].double() + mean).to(self.state[index].dtype)
+
+    def named(self) -> dict[str, Tensor]:
+        """The state by parameter: shared ones as [*shape], group ones as [values, *shape]."""
+        found = {}
+        for span, rows in zip(self.layout.uploaded, self.state, strict=True):
+            position = 0
+            for parameter in span.parameters:
+                piece = rows[:, position : position + parameter.size].reshape(-1, *parameter.shape)
+                position += parameter.size
+                found[parameter.name] = (piece[0] if span.scope.kind == "shared" else piece).contiguous().clone()
+        return found
+
+    def load(self, named: Mapping[str, Tensor], where: str) -> None:
+        """Replace the state by named parameters, as `named` gives them.
+
+        Raises
+        ------
+        ArtifactError
+            If a name is missing or unknown or a shape differs.
+        """
+        expected = {name: tuple(value.shape) for name, value in self.named().items()}
+        found = {name: tuple(value.shape) for name, value in named.items()}
+        if expected != found:
+            wrong = sorted(
+                f"{name}: expected {expected.get(name, 'nothing')}, found {found.get(name, 'nothing')}"
+                for name in expected.keys() | found.keys()
+                if expected.get(name) != found.get(name)
+            )
+            raise ArtifactError(f"{where}: parameters do not fit the method: " + "; ".join(wrong[:5]))
+        for index, span in enumerate(self.layout.uploaded):
+            rows = self.state[index].shape[0]
+            self.state[index] = torch.cat(
+                [named[p.name].reshape(rows, -1).to(self.state[index].dtype) for p in span.parameters], 1
+            )

@@ -1,0 +1,182 @@
+"""Personal parameters on disk: one row per user, memory-mapped, in generations.
+
+The stored values are *changes from the start*: a user who never took part is a row of zeros. Each generation is
+a safetensors file with one tensor ``personal`` [users, size]. A round reads the current generation and writes
+the next one, so the current one is never touched; the best one is kept by not reusing its file.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from fedpa.errors import ArtifactError
+
+__all__ = ["Generation", "PersonalStore"]
+
+_DTYPES: dict[str, tuple[str, type[np.floating]]] = {
+    "float32": ("F32", np.float32),
+    "float64": ("F64", np.float64),
+}
+_RELEASE_BYTES = 256 << 20
+_COPY_ROWS = 4096
+Rows = npt.NDArray[np.int64]
+Values = npt.NDArray[np.floating]
+
+
+class Generation:
+    """One memory-mapped file of personal parameters.
+
+    Pages that were touched are given back to the system every 256 MiB, so that a million users do not count
+    as memory of the process.
+    """
+
+    def __init__(self, path: Path, *, writable: bool = False) -> None:
+        self.path = path
+        flags = os.O_RDWR if writable else os.O_RDONLY
+        try:
+            file = os.open(path, flags)
+        except OSError as error:
+            raise ArtifactError(f"{path}: cannot be opened ({error.strerror})") from error
+        try:
+            length = os.fstat(file).st_size
+            head = os.pread(file, 8, 0)
+            size = struct.unpack("<Q", head)[0] if len(head) == 8 else length
+            if 8 + size > length:
+                raise ArtifactError(f"{path}: cut short; expected a safetensors header, found {length} bytes")
+            header = json.loads(os.pread(file, size, 8))
+            entry = header["personal"]
+            dtype = next(d for name, d in _DTYPES.values() if name == entry["dtype"])
+            users, width = entry["shape"]
+            if length != 8 + size + users * width * np.dtype(dtype).itemsize:
+                raise ArtifactError(f"{path}: cut short; {users} users were expected, found {length} bytes")
+            self.metadata: dict[str, str] = header.get("__metadata__", {})
+            self._map = mmap.mmap(file, length, mmap.MAP_SHARED, mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0))
+        finally:
+            os.close(file)
+        self._array = np.frombuffer(self._map, dtype, users * width, 8 + size).reshape(users, width)
+        self._touched = 0
+
+    @classmethod
+    def create(cls, path: Path, users: int, size: int, dtype: str, metadata: Mapping[str, str]) -> Generation:
+        """A new file of zeros; it takes no room on the disk until rows are written."""
+        name, kind = _DTYPES[dtype]
+        length = users * size * np.dtype(kind).itemsize
+        header = json.dumps(
+            {
+                "__metadata__": dict(metadata),
+                "personal": {"dtype": name, "shape": [users, size], "data_offsets": [0, length]},
+            },
+            sort_keys=True,
+        ).encode()
+        header += b" " * (-(8 + len(header)) % 64)
+        with path.open("wb") as file:
+            file.write(struct.pack("<Q", len(header)) + header)
+            file.truncate(8 + len(header) + length)
+        return cls(path, writable=True)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Users and weights per user."""
+        return self._array.shape
+
+    def read(self, rows: Rows) -> Values:
+        """A copy of the rows [len(rows), size]."""
+        values = self._array[rows]
+        self._release(values.nbytes)
+        return values
+
+    def write(self, rows: Rows, values: Values) -> None:
+        """Write rows in place."""
+        self._array[rows] = values
+        self._release(values.nbytes)
+
+    def copy_rows(self, other: Generation, rows: Rows) -> None:
+        """Copy rows from another generation, a few thousand at a time."""
+        for begin in range(0, len(rows), _COPY_ROWS):
+            piece = rows[begin : begin + _COPY_ROWS]
+            self.write(piece, other.read(piece))
+
+    def flush(self) -> None:
+        """Have the written rows on the disk before this returns."""
+        self._map.flush()
+
+    def _release(self, touched: int) -> None:
+        self._touched += touched
+        if self._touched >= _RELEASE_BYTES:
+            self._map.madvise(mmap.MADV_DONTNEED)
+            self._touched = 0
+
+
+class PersonalStore:
+    """Generations of personal parameters in one folder: current, best and the one being written.
+
+    Parameters
+    ----------
+    folder : Path
+        An empty folder for the files.
+    users, size : int
+        Rows and weights per row; `size` may be 0 for methods without personal parameters.
+    dtype : {"float32", "float64"}
+    metadata : mapping of str to str
+        Written into each file's header, for instance the names and shapes behind the columns.
+    """
+
+    def __init__(
+        self, folder: Path, users: int, size: int, dtype: str, metadata: Mapping[str, str] | None = None
+    ) -> None:
+        self.size = size
+        self._users = users
+        self._slots = [
+            Generation.create(folder / f"personal-{slot}.safetensors", users, size, dtype, metadata or {})
+            for slot in range(3 if size else 0)
+        ]
+        self._current = self._best = 0
+        self._next: int | None = None
+        self._empty = np.zeros((users, 0), _DTYPES[dtype][1])
+
+    @property
+    def current(self) -> Generation:
+        """The last committed generation."""
+        return self._slots[self._current]
+
+    @property
+    def best(self) -> Generation:
+        """The generation that `mark_best` named last; at first, all zeros."""
+        return self._slots[self._best]
+
+    def read(self, rows: Rows) -> Values:
+        """Changes from the start of the given users [len(rows), size], from the current generation."""
+        return self.current.read(rows) if self.size else self._empty[rows]
+
+    def begin(self, writers: Rows) -> None:
+        """Open the next generation; every user but the `writers` keeps its values."""
+        if not self.size:
+            return
+        self._next = next(s for s in range(3) if s not in (self._current, self._best))
+        keep = np.ones(self._users, bool)
+        keep[writers] = False
+        self._slots[self._next].copy_rows(self.current, np.flatnonzero(keep))
+
+    def write(self, rows: Rows, values: Values) -> None:
+        """Write rows of the generation that `begin` opened."""
+        if self.size:
+            if self._next is None:
+                raise ArtifactError("the personal store was written to outside a round")
+            self._slots[self._next].write(rows, values)
+
+    def commit(self) -> None:
+        """Make the generation that was written the current one."""
+        if self._next is not None:
+            self._current, self._next = self._next, None
+
+    def mark_best(self) -> None:
+        """Keep the current generation as the best."""
+        self._best = self._current

@@ -1,0 +1,244 @@
+"""FedPA: user-level and group-level LoRA around every layer of the foundation, mixed by gates.
+
+Zhang et al., *Federated Adaptation for Foundation Model-based Recommendations*, IJCAI 2024, arXiv 2405.04840. For layer
+l with input x, frozen W and b, rank r, s = alpha / r and k groups:
+
+    g  = c softmax(W2 relu(W1 x + c1) + c2)
+    x' = g[0] relu(W x + b) + s (g[1] B_u A_u x + sum_j g[1 + j] B_j A_j x)
+
+As published c = 1 and the gates start at random; with ``gate_init: foundation`` W2 and c2 start at zero and c is
+the number of branches, so that every branch starts with weight one and, B being zero, x' is the foundation's.
+Departure from the published code, whose LoRA factors both start at zero and so never train: A starts at random
+(``lora_init: zero`` brings the published start back). A user's LoRA starts from the same A for all users.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal, cast
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn.functional import linear
+
+from fedpa.data.dataset import Dataset
+from fedpa.draws import generator
+from fedpa.errors import ConfigError
+from fedpa.federation.parameters import PERSONAL, SHARED, Block, Layout, Parameter, Scope, group
+from fedpa.federation.rows import Batch, group_sizes
+from fedpa.methods.method import FederatedMethod, register
+from fedpa.methods.settings import Settings
+from fedpa.models.foundation import Foundation
+from fedpa.models.products import rows_times, split_times
+
+__all__ = ["FedPA", "FedPAModel", "FedPASettings"]
+
+
+class FedPASettings(Settings):
+    """Settings of FedPA, beside those of every federated method.
+
+    Attributes
+    ----------
+    rank, alpha : int, float
+        LoRA rank r and scale alpha; the branch is multiplied by alpha / r.
+    lora_init : {"random", "zero"}
+        Start of A; B always starts at zero. ``zero`` is the published start, which never trains.
+    gate_init : {"foundation", "open", "random"}
+        ``foundation`` leaves the foundation's output as it is; ``open`` starts with bias 3 on the backbone's branch;
+        ``random`` is as published.
+    gate_hidden : sequence of int
+        Hidden width of each layer's gate.
+    groups : sequence of str or None
+        Group keys; None takes all of the data set's.
+    personal_bias : bool
+        A personal term added to the logit.
+    """
+
+    rank: Annotated[int, Field(ge=1)] = 4
+    alpha: Annotated[float, Field(gt=0)] = 1.0
+    lora_init: Literal["random", "zero"] = "random"
+    gate_init: Literal["foundation", "open", "random"] = "foundation"
+    gate_hidden: tuple[Annotated[int, Field(ge=1)], ...] = (8, 4)
+    groups: tuple[str, ...] | None = None
+    personal_bias: bool = False
+
+
+@register
+class FedPA(FederatedMethod):
+    """The method; see the module's docstring."""
+
+    name = "fedpa"
+    settings_type = FedPASettings
+    presets = {  # noqa: RUF012
+        "default": {},
+        "reference": {"lora_init": "zero", "gate_init": "random", "lr": 0.1, "select": "auc", "patience": 0},
+    }
+
+    def scope(self, name: str) -> Scope:
+        """User-level LoRA, user embeddings and bias are personal, group-level LoRA grouped, the rest shared."""
+        if ".group." in name:
+            return group(name.split(".group.")[1].rsplit(".", 1)[0])
+        if name.startswith("user_") or ".user." in name:
+            return PERSONAL
+        return SHARED
+
+    def build(self, foundation: Foundation, dataset: Dataset, seed: int, device: torch.device) -> FedPAModel:
+        """Put adapters around the foundation's layers."""
+        return FedPAModel(self, foundation, dataset, seed=seed, device=device)
+
+
+class FedPAModel:
+    """The adapted foundation as a function of its parameters.
+
+    Parameters
+    ----------
+    method : FedPA
+        Gives the settings and the scope of every parameter.
+    foundation : Foundation
+    dataset : Dataset
+        Gives the features of its users and items.
+    seed : int
+        For the random starts.
+    starts : mapping, optional
+        Starts by parameter name that replace the method's own.
+    """
+
+    def __init__(
+        self,
+        method: FederatedMethod,
+        foundation: Foundation,
+        dataset: Dataset,
+        *,
+        seed: int,
+        device: torch.device,
+        starts: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        settings = cast(FedPASettings, method.settings)
+        mlp = foundation.model
+        if len(settings.gate_hidden) != len(mlp.layers):
+            raise ConfigError(
+                f"setting 'gate_hidden': expected one width per layer of the foundation ({len(mlp.layers)}), "
+                f"found {list(settings.gate_hidden)}"
+            )
+        dtype = settings.torch_dtype
+        sizes = group_sizes(dataset)
+        keys = tuple(sizes) if settings.groups is None else settings.groups
+        self.settings = settings
+        self.branches = 2 + len(keys)
+        self.gate_scale = float(self.branches) if settings.gate_init == "foundation" else 1.0
+        self._starts = starts or {}
+        self._seed = seed
+        self._dtype, self._device = dtype, device
+        with torch.inference_mode():
+            users = mlp.embed("user", torch.from_numpy(dataset.user_codes).long())
+            self.item_vectors = mlp.embed("item", torch.from_numpy(dataset.item_codes).long()).to(device, dtype)
+        self.user_vectors = users.to(device, dtype)
+        self._mlp = mlp
+        self.context_table = self._frozen(mlp.tables["context"].get_parameter("weight"))
+        self.context_offsets: Tensor = mlp.get_buffer("offsets_context").to(device)
+        self.frozen = [
+            (self._frozen(layer.get_parameter("weight")), self._frozen(layer.get_parameter("bias")))
+            for layer in mlp.layers
+        ]
+        self.layout = Layout(self._blocks(keys), method.scope, sizes)
+
+    def logits(self, blocks: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        """Click logits [users, rows]."""
+        return self.forward(blocks, batch)[0]
+
+    def forward(self, blocks: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, list[Tensor]]:
+        """Click logits [users, rows] and each layer's gate weights [users, rows, branches]."""
+        user = blocks["user_embedding"][:, None, :]
+        rows = self.item_vectors[batch.items]
+        if len(self.context_offsets):
+            context = self.context_table[batch.context + self.context_offsets]
+            rows = torch.cat([rows, context.flatten(-2)], -1)
+        gates = []
+        x: Tensor = rows
+        for layer, (weight, bias) in enumerate(self.frozen):
+            down_weight = blocks[f"layers.{layer}.down"]
+            if layer == 0:
+                cut = user.shape[-1]
+                down = split_times(user, rows, down_weight)
+                backbone = linear(rows, weight[:, cut:]) + linear(user, weight[:, :cut], bias)
+            else:
+                down = rows_times(x, down_weight)
+                backbone = linear(x, weight, bias)
+            x, gate = self._mix(layer, blocks, down, torch.relu(backbone))
+            gates.append(gate)
+        logits = (rows_times(x, blocks["head.weight"]) + blocks["head.bias"][:, None, :]).squeeze(-1)
+        if "user_bias" in blocks:
+            logits = logits + blocks["user_bias"]
+        return logits, gates
+
+    def _mix(self, layer: int, blocks: Mapping[str, Tensor], down: Tensor, backbone: Tensor) -> tuple[Tensor, Tensor]:
+        """Gate the branches of one layer and add them up."""
+        name = f"layers.{layer}"
+        adapters = (self.branches - 1) * self.settings.rank
+        hidden = torch.relu(down[..., adapters:] + blocks[f"{name}.gate.0.bias"][:, None, :])
+        scores = rows_times(hidden, blocks[f"{name}.gate.1.weight"]) + blocks[f"{name}.gate.1.bias"][:, None, :]
+        gate = torch.softmax(scores, -1) * self.gate_scale
+        low = down[..., :adapters].unflatten(-1, (-1, self.settings.rank))  # type: ignore[no-untyped-call]
+        scaled = low * (gate[..., 1:, None] * (self.settings.alpha / self.settings.rank))
+        mixed = torch.bmm(scaled.flatten(-2), blocks[f"{name}.up"])
+        return torch.addcmul(mixed, gate[..., :1], backbone), gate
+
+    def _frozen(self, value: Tensor) -> Tensor:
+        return value.detach().to(self._device, self._dtype)
+
+    def _blocks(self, keys: tuple[str, ...]) -> list[Block]:
+        rank = self.settings.rank
+        width = self.user_vectors.shape[1]
+        blocks = [Block("user_embedding", (Parameter("user_embedding", (width,), self._user_start),))]
+        for layer, (weight, _) in enumerate(self.frozen):
+            name = f"layers.{layer}"
+            out, into = weight.shape
+            hidden = self.settings.gate_hidden[layer]
+            loras = [f"{name}.user", *(f"{name}.group.{key}" for key in keys)]
+            down = [self._parameter(f"{lora}.a", (rank, into)) for lora in loras]
+            down.append(self._parameter(f"{name}.gate.0.weight", (hidden, into)))
+            up = [self._parameter(f"{lora}.b", (rank, out)) for lora in loras]
+            blocks += [
+                Block(f"{name}.down", tuple(down)),
+                self._single(f"{name}.gate.0.bias", (hidden,)),
+                self._single(f"{name}.gate.1.weight", (self.branches, hidden)),
+                self._single(f"{name}.gate.1.bias", (self.branches,)),
+                Block(f"{name}.up", tuple(up)),
+            ]
+        head = self._mlp.head
+        blocks.append(self._single("head.weight", tuple(head.weight.shape), head.weight))
+        blocks.append(self._single("head.bias", (1,), head.bias))
+        if self.settings.personal_bias:
+            blocks.append(self._single("user_bias", (1,)))
+        return blocks
+
+    def _single(self, name: str, shape: tuple[int, ...], start: Tensor | None = None) -> Block:
+        return Block(name, (self._parameter(name, shape, start),))
+
+    def _parameter(self, name: str, shape: tuple[int, ...], start: Tensor | None = None) -> Parameter:
+        if name in self._starts:
+            given = self._starts[name]
+            return Parameter(name, shape, self._frozen(given), per_value=given.dim() > len(shape))
+        value = self._start(name, shape) if start is None else start
+        return Parameter(name, shape, self._frozen(value))
+
+    def _start(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        settings = self.settings
+        lora_a = name.endswith(".a")
+        if name.endswith(".b") or name == "user_bias" or (lora_a and settings.lora_init == "zero"):
+            return torch.zeros(shape)
+        if ".gate.1." in name and settings.gate_init == "foundation":
+            return torch.zeros(shape)
+        if name.endswith(".gate.1.bias") and settings.gate_init == "open":
+            return torch.tensor([3.0] + [0.0] * (shape[0] - 1))
+        fan_in = shape[-1] if len(shape) > 1 else self._fan_in(name)
+        draw = torch.rand(shape, dtype=torch.float64, generator=generator(self._seed, f"start/{name}"))
+        return (2 * draw - 1) / fan_in**0.5
+
+    def _fan_in(self, bias: str) -> int:
+        layer = int(bias.split(".")[1])
+        return int(self.frozen[layer][0].shape[1]) if ".gate.0." in bias else self.settings.gate_hidden[layer]
+
+    def _user_start(self, users: Tensor) -> Tensor:
+        return self.user_vectors[users]

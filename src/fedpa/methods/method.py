@@ -1,0 +1,139 @@
+"""What a method is, and the register of methods."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fedpa.data.dataset import Dataset
+from fedpa.errors import ConfigError
+from fedpa.federation.local import AdaptedModel, click_loss
+from fedpa.federation.parameters import Scope
+from fedpa.methods.settings import Settings
+from fedpa.models.foundation import Foundation
+
+__all__ = ["Baseline", "FederatedMethod", "Method", "find_method", "method_names", "register"]
+
+
+class Method(ABC):
+    """Anything that gives a click probability to every row of every private user.
+
+    Attributes
+    ----------
+    name : str
+        As on the command line.
+    settings_type : type
+        Its settings; a subclass of `Settings`.
+    presets : mapping
+        Named settings; ``default`` must be among them.
+    needs_foundation : bool
+        Whether it reads a foundation.
+    """
+
+    name: ClassVar[str]
+    settings_type: ClassVar[type[Settings]] = Settings
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"default": {}}
+    needs_foundation: ClassVar[bool] = True
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    @classmethod
+    def configured(cls, preset: str, values: Mapping[str, Any]) -> Method:
+        """The method with a preset's settings, changed by `values`.
+
+        Raises
+        ------
+        ConfigError
+            If the preset or a setting is unknown or invalid.
+        """
+        if preset not in cls.presets:
+            raise ConfigError(f"method {cls.name}: unknown preset {preset!r}, known: {', '.join(sorted(cls.presets))}")
+        merged = {**cls.presets[preset], **values}
+        return cls(cls.settings_type.checked(merged, f"method {cls.name}"))
+
+
+class FederatedMethod(Method):
+    """A method whose users train. It is a model, and a scope for each of the model's parameters."""
+
+    @abstractmethod
+    def scope(self, name: str) -> Scope:
+        """The scope of a parameter: who trains it and what the server does with it."""
+
+    @abstractmethod
+    def build(self, foundation: Foundation, dataset: Dataset, seed: int, device: torch.device) -> AdaptedModel:
+        """The foundation with this method's parameters around it."""
+
+    def loss(self, logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+        """Local loss per user; see `fedpa.federation.local.click_loss`."""
+        return click_loss(logits, labels, weights)
+
+
+class Baseline(Method):
+    """A method without federation: it scores rows."""
+
+    @abstractmethod
+    def scores(self, foundation: Foundation | None, dataset: Dataset, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Click probabilities of the given rows [rows]."""
+
+
+_METHODS: dict[str, type[Method]] = {}
+
+
+def register(method: type[Method]) -> type[Method]:
+    """Class decorator: make a method known by its name."""
+    _METHODS[method.name] = method
+    return method
+
+
+def method_names() -> list[str]:
+    """Names of all registered methods, sorted."""
+    return sorted(_METHODS)
+
+
+def find_method(name: str) -> type[Method]:
+    """A method by its name, or by ``path/to/file.py:Class`` for a method of one's own.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such method, file or class, or the class is not a method.
+    """
+    file, colon, attribute = name.rpartition(":")
+    if colon and file.endswith(".py"):
+        return _from_file(Path(file), attribute)
+    if name not in _METHODS:
+        near = difflib.get_close_matches(name, _METHODS, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(method_names())}"
+        raise ConfigError(f"unknown method {name!r}; {hint}", "a method of your own is given as my_file.py:MyMethod")
+    return _METHODS[name]
+
+
+def _from_file(path: Path, attribute: str) -> type[Method]:
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file, expected a Python file with class {attribute}")
+    module_name = f"fedpa_method_{path.stem}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{path}: cannot be imported")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ConfigError(f"{path}: importing it failed ({type(error).__name__}: {error})") from error
+    found = getattr(module, attribute, None)
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise ConfigError(f"{path}: has no class {attribute} that derives from fedpa.methods.Method")
+    if not hasattr(found, "name"):
+        raise ConfigError(f"{path}: class {attribute} has no attribute `name`", f'add name = "{attribute.lower()}"')
+    return found

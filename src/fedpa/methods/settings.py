@@ -1,0 +1,115 @@
+"""Settings of an adaptation: checked, frozen, unknown keys refused."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+import pydantic
+import torch
+import yaml
+from pydantic import Field
+
+from fedpa.errors import ConfigError
+
+__all__ = ["Settings", "parse_assignments"]
+
+
+class Settings(pydantic.BaseModel):
+    """What every federated method shares. A method adds its own fields.
+
+    Attributes
+    ----------
+    rounds : int
+        Most rounds.
+    patience : int
+        Rounds without a better validation value before stopping; 0 never stops early.
+    select : {"logloss", "auc", "gauc"}
+        The validation value that picks the best round.
+    participation : float
+        Share of users in a round, drawn independently per user.
+    epochs, batch_size : int
+        Local epochs per round and rows per step.
+    optimizer : {"adam", "sgd"}
+        Fresh in every round.
+    lr : float
+        Local learning rate.
+    weighting : {"users", "rows"}
+        Whether a participant counts once or by its training rows.
+    dtype : {"float32", "float64"}
+        Of all computation and storage.
+    """
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    rounds: Annotated[int, Field(ge=0)] = 30
+    patience: Annotated[int, Field(ge=0)] = 5
+    select: Literal["logloss", "auc", "gauc"] = "logloss"
+    participation: Annotated[float, Field(gt=0, le=1)] = 1.0
+    epochs: Annotated[int, Field(ge=1)] = 1
+    batch_size: Annotated[int, Field(ge=1)] = 1024
+    optimizer: Literal["adam", "sgd"] = "adam"
+    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.01
+    adam_betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    adam_eps: Annotated[float, Field(gt=0)] = 1e-8
+    weighting: Literal["users", "rows"] = "users"
+    dtype: Literal["float32", "float64"] = "float32"
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """`dtype` as PyTorch names it."""
+        return torch.float64 if self.dtype == "float64" else torch.float32
+
+    @classmethod
+    def checked(cls, values: Mapping[str, Any], where: str) -> Self:
+        """Build from a mapping; every mistake is named in one error.
+
+        Raises
+        ------
+        ConfigError
+            Names each unknown or invalid key, what was found and what is allowed.
+        """
+        try:
+            return cls.model_validate(dict(values))
+        except pydantic.ValidationError as error:
+            raise ConfigError(f"{where}: " + "; ".join(map(cls._explain, error.errors()))) from None
+
+    @classmethod
+    def _explain(cls, error: Any) -> str:
+        key = str(error["loc"][0]) if error["loc"] else "settings"
+        if error["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(key, cls.model_fields, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(cls.model_fields))}"
+            return f"unknown setting {key!r}; {hint}"
+        return f"setting {key!r}: {error['msg']}, found {error['input']!r}"
+
+
+def parse_assignments(assignments: list[str]) -> dict[str, Any]:
+    """Turn ``key=value`` strings into a mapping; values are YAML, so ``lr=0.01``, ``groups=[a, b]`` work.
+
+    Raises
+    ------
+    ConfigError
+        If an assignment has no ``=`` or its value is not YAML.
+    """
+    values = {}
+    for text in assignments:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--set {text!r}: expected key=value", "for instance --set lr=0.01")
+        try:
+            parsed = yaml.safe_load(value)
+            values[key.strip()] = float(parsed) if isinstance(parsed, str) and _is_number(parsed) else parsed
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {text!r}: the value is not readable ({error})") from None
+    return values
+
+
+def _is_number(text: str) -> bool:
+    """YAML 1.1 reads 1e-3 as text; people mean a number."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

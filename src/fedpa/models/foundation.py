@@ -1,0 +1,124 @@
+"""The foundation: a backbone trained on open users, frozen from then on, as one folder with one hash."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from fedpa.artifacts import FORMAT_VERSION, publish, read_manifest, sha256, write_json
+from fedpa.data.dataset import Dataset
+from fedpa.errors import ArtifactError
+from fedpa.models.mlp import MLP
+
+__all__ = ["Foundation", "load_foundation"]
+
+_SIDES = ("user", "item", "context")
+
+
+@dataclass(frozen=True)
+class Foundation:
+    """A frozen backbone and the encoders of the data that it reads.
+
+    Attributes
+    ----------
+    model : MLP
+    features : dict
+        The encoders of the data set that it was trained on, as in that data set's manifest.
+    facts : dict
+        How it came to be: settings, seed, epochs, validation values; for a reference import, the file's hash.
+    hash : str
+        SHA-256 over weights and encoders: an adapter carries it and fits no other foundation.
+    """
+
+    model: MLP
+    features: dict[str, Any]
+    facts: dict[str, Any]
+    hash: str
+
+    @classmethod
+    def of(cls, model: MLP, features: Mapping[str, Any], facts: Mapping[str, Any]) -> Foundation:
+        """Freeze a trained model."""
+        model = model.eval().requires_grad_(False)
+        digest = hashlib.sha256(json.dumps(features, sort_keys=True).encode())
+        for name, value in sorted(model.state_dict().items()):
+            digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
+            digest.update(value.contiguous().cpu().numpy().tobytes())
+        return cls(model, dict(features), dict(facts), digest.hexdigest())
+
+    def check(self, dataset: Dataset) -> None:
+        """Refuse a data set whose codes mean something else.
+
+        Raises
+        ------
+        ArtifactError
+            Names the feature that differs.
+        """
+        found: dict[str, Any] = dataset.manifest["features"]
+        for side in _SIDES:
+            ours = {f["name"]: f for f in self.features[side]}
+            theirs = {f["name"]: f for f in found[side]}
+            if [*ours] != [*theirs] or any(ours[n] != theirs[n] for n in ours):
+                wrong = sorted(n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n))
+                raise ArtifactError(
+                    f"{dataset.path}: its {side} features are encoded otherwise than the foundation's "
+                    f"(differs: {', '.join(wrong[:5]) or 'their order'})",
+                    "use the data set that the foundation was trained on, or pretrain on this one",
+                )
+
+    def save(self, out: Path | str, *, overwrite: bool = False) -> None:
+        """Write a folder with ``manifest.json`` and ``foundation.safetensors``."""
+        with publish(Path(out), overwrite=overwrite) as room:
+            safetensors.torch.save_file(
+                {k: v.contiguous().cpu() for k, v in self.model.state_dict().items()},
+                room / "foundation.safetensors",
+                {"foundation": self.hash},
+            )
+            write_json(
+                room / "manifest.json",
+                {
+                    "kind": "foundation",
+                    "format_version": FORMAT_VERSION,
+                    "hash": self.hash,
+                    "model": self.model.spec(),
+                    "features": self.features,
+                    "facts": self.facts,
+                    "weights_sha256": sha256(room / "foundation.safetensors"),
+                },
+            )
+
+
+def load_foundation(path: Path | str) -> Foundation:
+    """Load a foundation folder.
+
+    Raises
+    ------
+    ArtifactError
+        If it is missing, damaged or from another version.
+    """
+    folder = Path(path)
+    manifest = read_manifest(folder, "foundation")
+    weights = folder / "foundation.safetensors"
+    try:
+        state: dict[str, Tensor] = safetensors.torch.load_file(weights)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ArtifactError(f"{weights}: cannot be read ({error})", "pretrain the foundation again") from error
+    if sha256(weights) != manifest["weights_sha256"]:
+        raise ArtifactError(f"{weights}: differs from the manifest's hash", "pretrain the foundation again")
+    dtype = next(iter(state.values())).dtype
+    model = MLP.from_spec(manifest["model"]).to(dtype)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ArtifactError(f"{weights}: does not fit its manifest ({error})") from error
+    foundation = Foundation.of(model, manifest["features"], manifest["facts"])
+    if foundation.hash != manifest["hash"]:
+        raise ArtifactError(f"{folder}: the weights are not those of the manifest's hash {manifest['hash'][:12]}")
+    return foundation

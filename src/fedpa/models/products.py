@@ -1,0 +1,75 @@
+"""Products of rows with per-user weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["rows_times", "split_times"]
+
+
+def rows_times(rows: Tensor, weight: Tensor) -> Tensor:
+    """Each user's rows times that user's weight, ``y = x W^T``.
+
+    Parameters
+    ----------
+    rows : Tensor
+        [users, rows, in].
+    weight : Tensor
+        [users, out, in], or [out, in] for a weight that all users share.
+
+    Returns
+    -------
+    Tensor
+        [users, rows, out].
+    """
+    if weight.dim() == 2:
+        return torch.nn.functional.linear(rows, weight)
+    return torch.bmm(rows, weight.transpose(1, 2))
+
+
+def split_times(user: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
+    """`rows_times` for an input whose first part is the same in all of a user's rows.
+
+    Equal to ``rows_times(cat([user.expand(...), rows], -1), weight)`` up to rounding, but the user's part is
+    multiplied once per user instead of once per row, forward and backward.
+
+    Parameters
+    ----------
+    user : Tensor
+        [users, 1, user_in].
+    rows : Tensor
+        [users, rows, row_in].
+    weight : Tensor
+        [users, out, user_in + row_in].
+    """
+    product: Tensor = _SplitTimes.apply(user, rows, weight)  # type: ignore[no-untyped-call]
+    return product
+
+
+class _SplitTimes(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, user: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(user, rows, weight)
+        cut = user.shape[-1]
+        product = torch.bmm(rows, weight[:, :, cut:].transpose(1, 2))
+        return product.add_(torch.bmm(user, weight[:, :, :cut].transpose(1, 2)))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        (gradient,) = gradients
+        user, rows, weight = ctx.saved_tensors
+        cut = user.shape[-1]
+        by_user = gradient.sum(1, keepdim=True)
+        of_user = of_rows = of_weight = None
+        if ctx.needs_input_grad[0]:
+            of_user = torch.bmm(by_user, weight[:, :, :cut])
+        if ctx.needs_input_grad[1]:
+            of_rows = torch.bmm(gradient, weight[:, :, cut:])
+        if ctx.needs_input_grad[2]:
+            of_weight = torch.empty_like(weight, memory_format=torch.contiguous_format)
+            torch.mul(by_user.transpose(1, 2), user, out=of_weight[:, :, :cut])
+            of_weight[:, :, cut:] = torch.bmm(gradient.transpose(1, 2), rows)
+        return of_user, of_rows, of_weight
