@@ -60,6 +60,8 @@ class ArrayDataset(Dataset):
     n_users = property(lambda self: len(self._ids))  # type: ignore[assignment]
     n_items = property(lambda self: self._item_count)  # type: ignore[assignment]
     n_rows = property(lambda self: len(self._rows["user"]))  # type: ignore[assignment]
+    user_views = property(lambda self: np.zeros(self.n_rows, np.uint32))  # type: ignore[assignment]
+    user_clicks = property(lambda self: np.zeros(self.n_rows, np.uint32))  # type: ignore[assignment]
     user_ids = property(lambda self: self._ids)  # type: ignore[assignment]
     user = property(lambda self: self._rows["user"])  # type: ignore[assignment]
     item = property(lambda self: self._rows["item"])  # type: ignore[assignment]

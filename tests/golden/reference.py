@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from arrays import ArrayDataset
 
+from arrays import ArrayDataset
 from fedpa.data.dataset import Part
 from fedpa.models.foundation import Foundation
 from fedpa.models.mlp import MLP

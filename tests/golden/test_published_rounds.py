@@ -7,8 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from golden import reference
-from shared import need
 from sklearn.metrics import roc_auc_score
 
 from fedpa.data.dataset import Part
@@ -16,6 +14,8 @@ from fedpa.federation.rows import ShardRows
 from fedpa.federation.server import Server
 from fedpa.federation.shard import Shard
 from fedpa.methods.fedpa import FedPA, FedPAModel, FedPASettings
+from golden import reference
+from shared import need
 
 TOLERANCE = 1e-9
 
@@ -35,7 +35,8 @@ def test_three_published_rounds(tmp_path: Path, users_per_chunk: int) -> None:
         starts=reference.starts(golden),
     )
     rows = ShardRows.of(data, dtype=torch.float64, device=torch.device("cpu"))
-    shard = Shard(model, rows, settings, tmp_path, seed=0, users_per_chunk=users_per_chunk)
+    store = Shard.new_store(model, rows, settings, tmp_path)
+    shard = Shard(model, rows, settings, store, seed=0, users_per_chunk=users_per_chunk)
     server = Server(model.layout, torch.float64)
     for number in range(3):
         server.step(shard.round(server.state, number))

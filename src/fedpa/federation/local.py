@@ -20,8 +20,11 @@ class AdaptedModel(Protocol):
 
     layout: Layout
 
-    def logits(self, blocks: Mapping[str, Tensor], batch: Batch) -> Tensor:
-        """Click logits [users, rows] from blocks [users, *block.shape]."""
+    def forward(self, blocks: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, list[Tensor]]:
+        """Click logits [users, rows] from blocks [users, *block.shape].
+
+        Second, what explains a score: per gated layer the branch weights [users, rows, branches]; may be empty.
+        """
         ...
 
 
@@ -102,7 +105,7 @@ class LocalTrainer:
         blocks = {
             name: view.detach().requires_grad_() for name, view in self.model.layout.views(self.weights[:users]).items()
         }
-        losses = self.loss(self.model.logits(blocks, batch), labels, row_weights)
+        losses = self.loss(self.model.forward(blocks, batch)[0], labels, row_weights)
         gradients = torch.autograd.grad(losses.sum(), list(blocks.values()), allow_unused=True)
         gradient = self._work[:users]
         torch.cat(

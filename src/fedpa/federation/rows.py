@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fedpa.data.dataset import PRIVATE, Dataset, Part
+from fedpa.data.dataset import COLD, PRIVATE, Dataset, Part
 from fedpa.draws import user_keys
 
 __all__ = ["Batch", "ShardRows", "group_sizes", "group_values"]
@@ -28,6 +28,13 @@ def group_sizes(dataset: Dataset) -> dict[str, int]:
     """Per group key the number of known values."""
     unknown = 1 if dataset.manifest["settings"]["features"] == "causal" else 0
     return {key: size - unknown for key, size in dataset.group_sizes.items()}
+
+
+def _local(users: Ints, dataset: Dataset) -> Ints:
+    """Position of every user among `users` [all users], -1 for the others."""
+    local = np.full(dataset.n_users, -1, np.int64)
+    local[users] = np.arange(len(users))
+    return local
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,8 @@ class ShardRows:
         Part of each row [rows], as in `fedpa.data.dataset.Part`.
     items, context, labels : Tensor
         [rows], [rows, context features], [rows] on the shard's device.
+    own_views, own_clicks : ndarray
+        The user's own rows and clicks that each row may know of [rows].
     """
 
     users: Ints
@@ -85,18 +94,63 @@ class ShardRows:
     items: Tensor
     context: Tensor
     labels: Tensor
+    own_views: Ints
+    own_clicks: Ints
 
     @classmethod
     def of(cls, dataset: Dataset, users: Ints | None = None, *, dtype: torch.dtype, device: torch.device) -> ShardRows:
         """Take the rows of `users` (default: all private users) out of a data set."""
         if users is None:
             users = np.flatnonzero(dataset.side == PRIVATE)
-        local = np.full(dataset.n_users, -1, np.int64)
-        local[users] = np.arange(len(users))
-        row = dataset.rows(*_PARTS)
-        owner = local[dataset.user[row]]
+        row = dataset.rows(Part.TRAIN, Part.VAL, Part.TEST, Part.UNBIASED)
+        owner = _local(users, dataset)[dataset.user[row]]
         row, owner = row[owner >= 0], owner[owner >= 0]
+        views = dataset.user_views[row].astype(np.int64)
+        clicks = dataset.user_clicks[row].astype(np.int64)
+        return cls._sorted(
+            dataset, users, row, owner, dataset.part[row], dataset.context_codes[row], views, clicks, dtype, device
+        )
+
+    @classmethod
+    def cold(cls, dataset: Dataset, support: int, *, dtype: torch.dtype, device: torch.device) -> ShardRows:
+        """Cold users with their first `support` rows to train on and their later rows to be scored.
+
+        The later rows are the same whatever `support` is, and know of no own row but the support.
+        """
+        users = np.flatnonzero(dataset.side == COLD)
+        row = dataset.rows(Part.SUPPORT, Part.COLD_TEST)
+        owner = _local(users, dataset)[dataset.user[row]]
         part = dataset.part[row]
+        nth = np.arange(len(row)) - np.searchsorted(owner, owner)
+        keep = (part == Part.COLD_TEST) | (nth < support)
+        given = (part == Part.SUPPORT) & keep
+        seen = np.bincount(owner[given], minlength=len(users))
+        liked = np.bincount(owner[given & (dataset.label[row] == 1)], minlength=len(users))
+        row, owner, part, shown = row[keep], owner[keep], part[keep], part[keep] == Part.COLD_TEST
+        views = dataset.user_views[row].astype(np.int64)
+        clicks = dataset.user_clicks[row].astype(np.int64)
+        views[shown] = seen[owner[shown]]
+        clicks[shown] = liked[owner[shown]]
+        context = dataset.context_codes[row].astype(np.int64)
+        own = dataset.encode_user(views, clicks, dataset.open_views[row], dataset.open_clicks[row])
+        context[:, dataset.n_item_context :] = own
+        part = np.where(shown, part, np.uint8(Part.TRAIN))
+        return cls._sorted(dataset, users, row, owner, part, context, views, clicks, dtype, device)
+
+    @classmethod
+    def _sorted(
+        cls,
+        dataset: Dataset,
+        users: Ints,
+        row: Ints,
+        owner: Ints,
+        part: npt.NDArray[np.uint8],
+        context: npt.NDArray[np.integer],
+        views: Ints,
+        clicks: Ints,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> ShardRows:
         order = np.lexsort((part, owner))
         row, owner, part = row[order], owner[order], part[order]
         return cls(
@@ -110,8 +164,10 @@ class ShardRows:
             user=owner,
             part=part,
             items=torch.from_numpy(dataset.item[row].astype(np.int64)).to(device),
-            context=torch.from_numpy(dataset.context_codes[row].astype(np.int64)).to(device),
+            context=torch.from_numpy(context[order].astype(np.int64)).to(device),
             labels=torch.from_numpy(dataset.label[row]).to(device, dtype),
+            own_views=views[order],
+            own_clicks=clicks[order],
         )
 
     def batch(self, local: Ints, positions: Tensor) -> Batch:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +10,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fedpa.data.dataset import Dataset
 from fedpa.errors import FedpaError
 from fedpa.federation.local import AdaptedModel, LocalTrainer, Loss, click_loss
 from fedpa.federation.parameters import Span
-from fedpa.federation.rows import ShardRows
+from fedpa.federation.rows import ShardRows, group_values
 from fedpa.federation.schedule import Chunk, chunks, participants, row_block, shuffled_rows, steps_of
 from fedpa.federation.server import FRACTION_BITS, Upload
 from fedpa.federation.store import PersonalStore
@@ -35,8 +36,8 @@ class Shard:
         On the shard's device.
     rows : ShardRows
     settings : Settings
-    store_folder : Path
-        An empty folder for the personal store.
+    store : PersonalStore
+        One row per user of `rows`; see `Shard.new_store`.
     seed : int
         The run's seed; with equal seeds any division into shards gives equal bytes.
     loss : callable
@@ -50,7 +51,7 @@ class Shard:
         model: AdaptedModel,
         rows: ShardRows,
         settings: Settings,
-        store_folder: Path,
+        store: PersonalStore,
         *,
         seed: int,
         loss: Loss = click_loss,
@@ -66,10 +67,15 @@ class Shard:
         self.layout = model.layout
         self._limits = {"users_per_chunk": users_per_chunk, "rows_per_chunk": rows_per_chunk}
         self._trainer = LocalTrainer(model, loss, settings, max(2, users_per_chunk), self.device)
-        self.store = PersonalStore(
-            store_folder, len(rows.users), self.layout.personal_size, settings.dtype, self._columns()
-        )
+        self.store = store
         self._plans: dict[str, list[Chunk]] = {}
+
+    @staticmethod
+    def new_store(model: AdaptedModel, rows: ShardRows, settings: Settings, folder: Path) -> PersonalStore:
+        """A store of zeros for a shard's users; its header names the columns."""
+        layout = model.layout
+        columns = {p.name: "x".join(map(str, p.shape)) for span in layout.personal for p in span.parameters}
+        return PersonalStore(folder, len(rows.users), layout.personal_size, settings.dtype, columns)
 
     def round(self, state: Sequence[Tensor], number: int) -> Upload:
         """Train the round's participants and commit their personal parameters.
@@ -113,9 +119,28 @@ class Shard:
                 self._assemble(weights, chunk.users, tables, personal)
                 positions, _ = row_block(chunk, self.rows.begin[chunk.users], self.rows.total[chunk.users], 0, None)
                 index = torch.from_numpy(positions).to(self.device)
-                logits = self.model.logits(self.layout.views(weights), self.rows.batch(chunk.users, index))
+                logits, _ = self.model.forward(self.layout.views(weights), self.rows.batch(chunk.users, index))
                 out[index.cpu().flatten()] = torch.sigmoid(logits).flatten().cpu()
         return out.numpy()
+
+    def weights_of(self, users: Ints, state: Sequence[Tensor]) -> Tensor:
+        """Flat parameters of users, by local number [users, size]."""
+        weights = torch.empty(len(users), self.layout.size, dtype=self.dtype, device=self.device)
+        values = {key: table[torch.from_numpy(users).to(self.device)] for key, table in self.rows.groups.items()}
+        self._fill(weights, self.rows.users[users], values, self._tables(state), self.store.read(users))
+        return weights
+
+    def weights_of_newcomer(self, number: int, dataset: Dataset, state: Sequence[Tensor]) -> Tensor:
+        """Flat parameters [1, size] of any user of the data set: nothing personal, what the server sends."""
+        weights = torch.empty(1, self.layout.size, dtype=self.dtype, device=self.device)
+        values = {key: torch.tensor([v], device=self.device) for key, v in self.groups_of(number, dataset).items()}
+        self._fill(weights, np.array([number]), values, self._tables(state), None)
+        return weights
+
+    def groups_of(self, number: int, dataset: Dataset) -> dict[str, int]:
+        """A user's value of every group that the method averages in, -1 where unknown."""
+        keys = {str(span.scope.key) for span in self.layout.uploaded if span.scope.kind == "group"}
+        return {key: int(codes[number]) for key, codes in group_values(dataset).items() if key in keys}
 
     def _train(self, chunk: Chunk, tables: list[Tensor], number: int) -> Upload:
         rows, settings, trainer = self.rows, self.settings, self._trainer
@@ -195,20 +220,30 @@ class Shard:
     def _assemble(
         self, weights: Tensor, users: Ints, tables: list[Tensor], personal: npt.NDArray[np.floating] | None
     ) -> None:
-        """Fill the flat parameters of users: what the server sent beside what each user keeps."""
-        where = torch.from_numpy(users).to(self.device)
+        values = {key: table[torch.from_numpy(users).to(self.device)] for key, table in self.rows.groups.items()}
+        self._fill(weights, self.rows.users[users], values, tables, personal)
+
+    def _fill(
+        self,
+        weights: Tensor,
+        numbers: Ints,
+        values: Mapping[str, Tensor],
+        tables: list[Tensor],
+        personal: npt.NDArray[np.floating] | None,
+    ) -> None:
+        """Fill flat parameters: what the server sent beside what each user keeps (None: nothing yet)."""
         for span, table in zip(self.layout.uploaded, tables, strict=True):
             part = weights[:, span.begin : span.end]
             if span.scope.kind == "shared":
-                part.copy_(table.expand(len(users), -1))
+                part.copy_(table.expand(len(numbers), -1))
             else:
-                part.copy_(table[self.rows.groups[str(span.scope.key)][where]])
-        position = 0
-        numbers = torch.from_numpy(self.rows.users[users]).to(self.device)
+                part.copy_(table[values[str(span.scope.key)]])
+        where = torch.from_numpy(numbers).to(self.device)
         stored = None if personal is None else torch.from_numpy(personal).to(self.device)
+        position = 0
         for span in self.layout.personal:
             part = weights[:, span.begin : span.end]
-            self._start(span, numbers, part)
+            self._start(span, where, part)
             if stored is not None:
                 part += stored[:, position : position + span.size]
             position += span.size
@@ -234,8 +269,3 @@ class Shard:
 
     def _plan(self, users: Ints) -> list[Chunk]:
         return chunks(users, self.rows.train[users], batch_size=self.settings.batch_size, **self._limits)
-
-    def _columns(self) -> dict[str, str]:
-        """Names and shapes behind the columns of the personal store, for its header."""
-        columns = [p for span in self.layout.personal for p in span.parameters]
-        return {p.name: "x".join(map(str, p.shape)) for p in columns}

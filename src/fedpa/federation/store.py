@@ -142,6 +142,26 @@ class PersonalStore:
         self._next: int | None = None
         self._empty = np.zeros((users, 0), _DTYPES[dtype][1])
 
+    @classmethod
+    def view(cls, path: Path | None, users: int, size: int, dtype: str) -> PersonalStore:
+        """The finished store of a run, to read from; None where the method has no personal parameters.
+
+        Raises
+        ------
+        ArtifactError
+            If the file is missing, cut short or holds other users or weights.
+        """
+        store = cls.__new__(cls)
+        store.size, store._users, store._current, store._best, store._next = size, users, 0, 0, None
+        store._empty = np.zeros((users, 0), _DTYPES[dtype][1])
+        store._slots = [Generation(path)] if path is not None else []
+        if path is not None and store._slots[0].shape != (users, size):
+            raise ArtifactError(
+                f"{path}: holds {store._slots[0].shape[0]} users of {store._slots[0].shape[1]} weights, "
+                f"expected {users} of {size}"
+            )
+        return store
+
     @property
     def current(self) -> Generation:
         """The last committed generation."""

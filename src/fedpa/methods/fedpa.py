@@ -131,9 +131,9 @@ class FedPAModel:
         self._seed = seed
         self._dtype, self._device = dtype, device
         with torch.inference_mode():
-            users = mlp.embed("user", torch.from_numpy(dataset.user_codes).long())
+            users: Tensor = mlp.embed("user", torch.from_numpy(dataset.user_codes).long())
             self.item_vectors = mlp.embed("item", torch.from_numpy(dataset.item_codes).long()).to(device, dtype)
-        self.user_vectors = users.to(device, dtype)
+        self.user_vectors: Tensor = users.to(device, dtype)
         self._mlp = mlp
         self.context_table = self._frozen(mlp.tables["context"].get_parameter("weight"))
         self.context_offsets: Tensor = mlp.get_buffer("offsets_context").to(device)
@@ -142,10 +142,6 @@ class FedPAModel:
             for layer in mlp.layers
         ]
         self.layout = Layout(self._blocks(keys), method.scope, sizes)
-
-    def logits(self, blocks: Mapping[str, Tensor], batch: Batch) -> Tensor:
-        """Click logits [users, rows]."""
-        return self.forward(blocks, batch)[0]
 
     def forward(self, blocks: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, list[Tensor]]:
         """Click logits [users, rows] and each layer's gate weights [users, rows, branches]."""
@@ -241,4 +237,5 @@ class FedPAModel:
         return int(self.frozen[layer][0].shape[1]) if ".gate.0." in bias else self.settings.gate_hidden[layer]
 
     def _user_start(self, users: Tensor) -> Tensor:
+        """Each user's start is the foundation's embedding of its features."""
         return self.user_vectors[users]

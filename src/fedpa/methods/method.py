@@ -18,6 +18,7 @@ from fedpa.data.dataset import Dataset
 from fedpa.errors import ConfigError
 from fedpa.federation.local import AdaptedModel, click_loss
 from fedpa.federation.parameters import Scope
+from fedpa.federation.rows import ShardRows
 from fedpa.methods.settings import Settings
 from fedpa.models.foundation import Foundation
 
@@ -82,7 +83,7 @@ class Baseline(Method):
     """A method without federation: it scores rows."""
 
     @abstractmethod
-    def scores(self, foundation: Foundation | None, dataset: Dataset, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def scores(self, foundation: Foundation | None, dataset: Dataset, rows: ShardRows) -> npt.NDArray[Any]:
         """Click probabilities of the given rows [rows]."""
 
 

@@ -13,10 +13,39 @@ from pydantic import Field
 
 from fedpa.errors import ConfigError
 
-__all__ = ["Settings", "parse_assignments"]
+__all__ = ["Settings", "StrictSettings", "parse_assignments"]
 
 
-class Settings(pydantic.BaseModel):
+class StrictSettings(pydantic.BaseModel):
+    """Frozen settings that refuse unknown keys and say what is wrong in one error."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    @classmethod
+    def checked(cls, values: Mapping[str, Any], where: str) -> Self:
+        """Build from a mapping; every mistake is named in one error.
+
+        Raises
+        ------
+        ConfigError
+            Names each unknown or invalid key, what was found and what is allowed.
+        """
+        try:
+            return cls.model_validate(dict(values))
+        except pydantic.ValidationError as error:
+            raise ConfigError(f"{where}: " + "; ".join(map(cls._explain, error.errors()))) from None
+
+    @classmethod
+    def _explain(cls, error: Any) -> str:
+        key = str(error["loc"][0]) if error["loc"] else "settings"
+        if error["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(key, cls.model_fields, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(cls.model_fields))}"
+            return f"unknown setting {key!r}; {hint}"
+        return f"setting {key!r}: {error['msg']}, found {error['input']!r}"
+
+
+class Settings(StrictSettings):
     """What every federated method shares. A method adds its own fields.
 
     Attributes
@@ -41,8 +70,6 @@ class Settings(pydantic.BaseModel):
         Of all computation and storage.
     """
 
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", validate_default=True)
-
     rounds: Annotated[int, Field(ge=0)] = 30
     patience: Annotated[int, Field(ge=0)] = 5
     select: Literal["logloss", "auc", "gauc"] = "logloss"
@@ -60,29 +87,6 @@ class Settings(pydantic.BaseModel):
     def torch_dtype(self) -> torch.dtype:
         """`dtype` as PyTorch names it."""
         return torch.float64 if self.dtype == "float64" else torch.float32
-
-    @classmethod
-    def checked(cls, values: Mapping[str, Any], where: str) -> Self:
-        """Build from a mapping; every mistake is named in one error.
-
-        Raises
-        ------
-        ConfigError
-            Names each unknown or invalid key, what was found and what is allowed.
-        """
-        try:
-            return cls.model_validate(dict(values))
-        except pydantic.ValidationError as error:
-            raise ConfigError(f"{where}: " + "; ".join(map(cls._explain, error.errors()))) from None
-
-    @classmethod
-    def _explain(cls, error: Any) -> str:
-        key = str(error["loc"][0]) if error["loc"] else "settings"
-        if error["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(key, cls.model_fields, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(cls.model_fields))}"
-            return f"unknown setting {key!r}; {hint}"
-        return f"setting {key!r}: {error['msg']}, found {error['input']!r}"
 
 
 def parse_assignments(assignments: list[str]) -> dict[str, Any]:

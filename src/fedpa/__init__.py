@@ -1,0 +1,63 @@
+"""Federated adaptation of foundation-model recommenders.
+
+>>> import fedpa
+>>> dataset = fedpa.load_dataset("data/kuairand")  # doctest: +SKIP
+>>> foundation = fedpa.pretrain(dataset, out="foundation")  # doctest: +SKIP
+>>> run = fedpa.adapt(foundation, dataset, method="fedpa", seed=0)  # doctest: +SKIP
+>>> run.evaluate("test")["gauc"]  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fedpa.adapt import adapt
+    from fedpa.data.dataset import Dataset, load_dataset
+    from fedpa.data.prepare import prepare
+    from fedpa.data.sources import open_source
+    from fedpa.errors import FedpaError
+    from fedpa.methods.method import register
+    from fedpa.models.foundation import Foundation, load_foundation
+    from fedpa.models.pretrain import pretrain
+    from fedpa.run import Run, load_run
+
+__all__ = [
+    "Dataset",
+    "FedpaError",
+    "Foundation",
+    "Run",
+    "adapt",
+    "load_dataset",
+    "load_foundation",
+    "load_run",
+    "open_source",
+    "prepare",
+    "pretrain",
+    "register",
+]
+
+_HOMES = {
+    "Dataset": "fedpa.data.dataset",
+    "FedpaError": "fedpa.errors",
+    "Foundation": "fedpa.models.foundation",
+    "Run": "fedpa.run",
+    "adapt": "fedpa.adapt",
+    "load_dataset": "fedpa.data.dataset",
+    "load_foundation": "fedpa.models.foundation",
+    "load_run": "fedpa.run",
+    "open_source": "fedpa.data.sources",
+    "prepare": "fedpa.data.prepare",
+    "pretrain": "fedpa.models.pretrain",
+    "register": "fedpa.methods.method",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use, so that ``import fedpa`` and ``fedpa --help`` are quick."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fedpa' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value

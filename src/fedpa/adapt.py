@@ -1,0 +1,290 @@
+"""Adapt a foundation to the private users of a data set, round by round."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import safetensors.torch
+import torch
+import yaml
+
+from fedpa.artifacts import FORMAT_VERSION, publish, write_json
+from fedpa.data.dataset import Dataset, Part
+from fedpa.errors import ConfigError
+from fedpa.evaluation.metrics import auc, gauc, log_loss
+from fedpa.federation.rows import ShardRows
+from fedpa.federation.server import FRACTION_BITS, Server, Upload
+from fedpa.federation.shard import Shard
+from fedpa.federation.store import PersonalStore
+from fedpa.methods import Baseline, FederatedMethod, Method, find_method
+from fedpa.models.foundation import Foundation
+from fedpa.progress import progress_bar
+from fedpa.run import Run
+
+__all__ = ["adapt", "split_values"]
+
+_SPLITS = {"train": Part.TRAIN, "val": Part.VAL, "test": Part.TEST}
+Values = dict[str, dict[str, float | None]]
+
+
+def adapt(
+    foundation: Foundation | None,
+    dataset: Dataset,
+    *,
+    out: Path | str | None = None,
+    method: str = "fedpa",
+    preset: str = "default",
+    seed: int = 0,
+    device: str = "cpu",
+    overwrite: bool = False,
+    progress: bool = False,
+    foundation_path: Path | str | None = None,
+    **settings: Any,
+) -> Run:
+    """Adapt a foundation to private users.
+
+    Parameters
+    ----------
+    foundation : Foundation or None
+        None for methods that need none, such as ``"two-counters"``.
+    dataset : Dataset
+        Prepared with the features that the foundation was trained on.
+    out : path, optional
+        Folder to write; without it the run lives in a temporary folder for as long as the object does.
+    method : str
+        A name (`fedpa.methods.method_names`) or ``my_file.py:MyMethod``.
+    preset : str
+        Named settings of the method.
+    seed : int
+        Of every draw. The same seed on the same machine gives the same bytes.
+    device : str
+        For instance ``"cpu"`` or ``"cuda"``.
+    overwrite : bool
+        Replace `out` if it exists.
+    progress : bool
+        Draw a bar on standard error.
+    foundation_path : path, optional
+        Where `foundation` was loaded from, noted in the run so that it can be found again.
+    **settings
+        Fields of the method's settings, over the preset.
+
+    Returns
+    -------
+    Run
+        The best round by validation. Interrupted by Ctrl-C, the best round so far, marked ``interrupted``.
+
+    Raises
+    ------
+    ConfigError
+        If the method, preset, device or a setting is unknown or invalid.
+    ArtifactError
+        If the foundation does not fit the data set, or `out` exists.
+    """
+    chosen = find_method(method).configured(preset, settings)
+    if foundation is None and chosen.needs_foundation:
+        raise ConfigError(f"method {chosen.name}: needs a foundation", "pretrain one or load one with load_foundation")
+    if foundation is not None:
+        foundation.check(dataset)
+    place = _device(device)
+    keep: tempfile.TemporaryDirectory[str] | None = None
+    if out is None:
+        keep = tempfile.TemporaryDirectory(prefix="fedpa-")
+        target = Path(keep.name) / "run"
+    else:
+        target = Path(out)
+    with publish(target, overwrite=overwrite) as room:
+        config = {
+            "method": method
+            if ":" not in method
+            else str(Path(method.rpartition(":")[0]).resolve()) + ":" + method.rpartition(":")[2],
+            "preset": preset,
+            "seed": seed,
+            "settings": chosen.settings.model_dump(mode="json"),
+            "label": dataset.label_name,
+            "dataset": {"path": str(dataset.path.resolve()), "hash": dataset.hash},
+            "foundation": None
+            if foundation is None
+            else {
+                "path": None if foundation_path is None else str(Path(foundation_path).resolve()),
+                "hash": foundation.hash,
+            },
+            "fedpa": version("fedpa"),
+        }
+        (room / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=True), encoding="utf-8")
+        rounds = _Rounds(chosen, foundation, dataset, seed, place, room)
+        summary = rounds.run(progress)
+        write_json(
+            room / "summary.json",
+            {
+                "kind": "run",
+                "format_version": FORMAT_VERSION,
+                "dataset": dataset.manifest["source"],
+                "method": chosen.name,
+                "preset": preset,
+                "seed": seed,
+                **summary,
+            },
+        )
+    run = Run(target, foundation=foundation, dataset=dataset)
+    run.temporary = keep
+    return run
+
+
+def split_values(rows: ShardRows, scores: npt.NDArray[np.floating]) -> Values:
+    """AUC, GAUC and log-loss of the three splits; None where a split lacks rows or a class."""
+    labels = rows.labels.cpu().numpy().astype(np.int8)
+    found: Values = {}
+    for name, part in _SPLITS.items():
+        here = rows.part == part
+        y, s = labels[here], scores[here]
+        found[name] = {
+            "auc": auc(y, s),
+            "gauc": gauc(rows.user[here], y, s).value,
+            "logloss": log_loss(y, s) if len(y) else None,
+        }
+    return found
+
+
+class _Rounds:
+    """The loop: train, aggregate, evaluate, keep the best."""
+
+    def __init__(
+        self,
+        method: Method,
+        foundation: Foundation | None,
+        dataset: Dataset,
+        seed: int,
+        device: torch.device,
+        room: Path,
+    ) -> None:
+        self.method, self.foundation, self.dataset = method, foundation, dataset
+        self.settings = method.settings
+        self.seed, self.device, self.room = seed, device, room
+        self.rows = ShardRows.of(dataset, dtype=self.settings.torch_dtype, device=device)
+        self.lines: list[dict[str, Any]] = []
+
+    def run(self, progress: bool) -> dict[str, Any]:
+        """Run to the end and return the summary."""
+        if isinstance(self.method, Baseline):
+            begin = time.perf_counter()
+            values = split_values(self.rows, self.method.scores(self.foundation, self.dataset, self.rows))
+            self._note(0, None, values, 0.0, time.perf_counter() - begin)
+            return self._summary(0, {}, interrupted=False)
+        return self._federated(cast(FederatedMethod, self.method), progress)
+
+    def _federated(self, method: FederatedMethod, progress: bool) -> dict[str, Any]:
+        settings = self.settings
+        assert self.foundation is not None
+        model = method.build(self.foundation, self.dataset, self.seed, self.device)
+        server = Server(model.layout, settings.torch_dtype)
+        with self._store_folder() as folder:
+            store = Shard.new_store(model, self.rows, settings, folder)
+            shard = Shard(model, self.rows, settings, store, seed=self.seed, loss=method.loss)
+            best_state, best_round = list(server.state), 0
+            best = self._evaluate(shard, server, 0, None, 0.0)
+            stale, interrupted = 0, False
+            with progress_bar(f"adapt ({method.name})", settings.rounds, progress) as advance:
+                try:
+                    for number in range(1, settings.rounds + 1):
+                        begin = time.perf_counter()
+                        upload = shard.round(server.state, number)
+                        server.step(upload)
+                        value = self._evaluate(shard, server, number, upload, time.perf_counter() - begin)
+                        advance(f"val {settings.select} {abs(value):.4f}")
+                        if value > best:
+                            best, best_round, best_state, stale = value, number, list(server.state), 0
+                            store.mark_best()
+                        else:
+                            stale += 1
+                        if settings.patience and stale >= settings.patience:
+                            break
+                except KeyboardInterrupt:
+                    interrupted = True
+            server.state = best_state
+            self._save(server, store)
+        return self._summary(best_round, model.layout.sizes_by_scope(), interrupted=interrupted)
+
+    def _evaluate(self, shard: Shard, server: Server, number: int, upload: Upload | None, seconds: float) -> float:
+        """Note a round and return its validation value, higher is better."""
+        begin = time.perf_counter()
+        values = split_values(self.rows, shard.scores(server.state))
+        self._note(number, upload, values, seconds, time.perf_counter() - begin)
+        found = values["val"][self.settings.select]
+        if found is None:
+            found, sign = values["val"]["logloss"], -1.0
+        else:
+            sign = -1.0 if self.settings.select == "logloss" else 1.0
+        return float(number) if found is None else sign * found
+
+    def _note(self, number: int, upload: Upload | None, values: Values, train: float, evaluate: float) -> None:
+        participants, weights, loss = (0, 0, 0) if upload is None else (upload.participants, upload.weights_up, upload.loss)
+        moved = weights * self.settings.torch_dtype.itemsize
+        unit = 2.0 ** -FRACTION_BITS[self.settings.torch_dtype]
+        line = {
+            "round": number,
+            "participants": participants,
+            "train_loss": loss * unit / participants if participants else None,
+            "seconds_train": round(train, 4),
+            "seconds_eval": round(evaluate, 4),
+            "bytes_up": moved,
+            "bytes_down": moved,
+            **values,
+        }
+        self.lines.append(line)
+        with (self.room / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def _summary(self, best_round: int, scopes: dict[str, int], *, interrupted: bool) -> dict[str, Any]:
+        best = next(line for line in self.lines if line["round"] == best_round)
+        rounds = [line for line in self.lines if line["participants"]]
+        took_part = sum(line["participants"] for line in rounds)
+        return {
+            "best_round": best_round,
+            "rounds": len(self.lines) - 1,
+            "splits": {name: best[name] for name in _SPLITS},
+            "seconds_per_round": sum(r["seconds_train"] + r["seconds_eval"] for r in rounds) / max(1, len(rounds)),
+            "bytes_up_per_user_round": sum(r["bytes_up"] for r in rounds) / max(1, took_part),
+            "bytes_down_per_user_round": sum(r["bytes_down"] for r in rounds) / max(1, took_part),
+            "parameters": {"frozen": self._frozen(), **scopes},
+            "private_users": len(self.rows.users),
+            "interrupted": interrupted,
+        }
+
+    def _frozen(self) -> int:
+        if self.foundation is None:
+            return 0
+        return sum(p.numel() for p in self.foundation.model.parameters())
+
+    def _save(self, server: Server, store: PersonalStore) -> None:
+        label = {"foundation": self.foundation.hash if self.foundation else "", "dataset": self.dataset.hash}
+        safetensors.torch.save_file(server.named(), self.room / "shared.safetensors", label)
+        if store.size:
+            store.best.flush()
+            store.best.path.rename(self.room / "personal.safetensors")
+
+    @contextlib.contextmanager
+    def _store_folder(self) -> Iterator[Path]:
+        folder = self.room / "store"
+        folder.mkdir()
+        yield folder
+        shutil.rmtree(folder)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        place = torch.device(name)
+        torch.empty(1, device=place)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device {name!r} cannot be used here ({reason})", "use --device cpu") from None
+    return place

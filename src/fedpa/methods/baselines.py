@@ -1,0 +1,67 @@
+"""Methods without federation: the yardsticks that stand in every table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fedpa.data.dataset import Dataset
+from fedpa.errors import ConfigError
+from fedpa.federation.rows import ShardRows
+from fedpa.methods.method import Baseline, register
+from fedpa.methods.two_counters import two_counter_scores
+from fedpa.models.foundation import Foundation
+
+__all__ = ["FrozenFoundation", "TwoCounters"]
+
+_ROWS = 1 << 16
+
+
+@register
+class TwoCounters(Baseline):
+    """Smoothed click rates of the item (open users) and of the user, from strictly earlier rows."""
+
+    name = "two-counters"
+    needs_foundation = False
+
+    def scores(self, foundation: Foundation | None, dataset: Dataset, rows: ShardRows) -> npt.NDArray[Any]:
+        """Click probabilities [rows]."""
+        return two_counter_scores(
+            dataset.item_views[rows.row],
+            dataset.item_clicks[rows.row],
+            rows.own_views,
+            rows.own_clicks,
+            dataset.open_views[rows.row],
+            dataset.open_clicks[rows.row],
+        )
+
+
+@register
+class FrozenFoundation(Baseline):
+    """The foundation as it is, not adapted."""
+
+    name = "foundation"
+
+    def scores(self, foundation: Foundation | None, dataset: Dataset, rows: ShardRows) -> npt.NDArray[Any]:
+        """Click probabilities [rows]."""
+        if foundation is None:
+            raise ConfigError("method foundation: no foundation was given")
+        model = foundation.model
+        codes = torch.from_numpy(dataset.user_codes)
+        items = torch.from_numpy(dataset.item_codes)
+        users = torch.from_numpy(rows.users[rows.user])
+        found = []
+        with torch.inference_mode():
+            for begin in range(0, len(rows.row), _ROWS):
+                piece = slice(begin, begin + _ROWS)
+                found.append(
+                    model(
+                        codes[users[piece]].long(),
+                        items[rows.items[piece].cpu()].long(),
+                        rows.context[piece].cpu(),
+                    ).sigmoid()
+                )
+        return torch.cat(found).numpy() if found else np.zeros(0, np.float32)

@@ -1,0 +1,182 @@
+"""Train the foundation on open users' rows, with early stopping on rows of held-out open users."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from fedpa.data.dataset import Dataset
+from fedpa.draws import derive_seed, generator
+from fedpa.errors import DataError
+from fedpa.evaluation.metrics import auc
+from fedpa.methods.settings import StrictSettings
+from fedpa.models.foundation import Foundation
+from fedpa.models.mlp import MLP
+from fedpa.progress import progress_bar
+
+__all__ = ["PretrainSettings", "pretrain"]
+
+
+class PretrainSettings(StrictSettings):
+    """Settings of pre-training; the defaults are the published ones, but for the epochs and the start.
+
+    Attributes
+    ----------
+    embedding, hidden : int, sequence of int
+        Width of every embedding and of each layer.
+    embedding_std : float
+        Spread of the embeddings' random start.
+    lr, batch_size, weight_decay : float, int, float
+        Of Adam; the decay is decoupled (Loshchilov & Hutter, 2019).
+    epochs, patience : int
+        Most epochs, and epochs without a better held-out log-loss before stopping.
+    """
+
+    embedding: Annotated[int, Field(ge=1)] = 8
+    hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field((32, 8), min_length=1)
+    embedding_std: Annotated[float, Field(ge=0)] = 0.1
+    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-3
+    batch_size: Annotated[int, Field(ge=1)] = 1024
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    epochs: Annotated[int, Field(ge=1)] = 50
+    patience: Annotated[int, Field(ge=1)] = 3
+
+
+def pretrain(
+    dataset: Dataset,
+    *,
+    out: Path | str | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+    device: str = "cpu",
+    progress: bool = False,
+    **settings: Any,
+) -> Foundation:
+    """Train a foundation on the open users of a data set.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        Only rows of the parts ``foundation`` and ``foundation_val`` and their users are read.
+    out : path, optional
+        Folder to write; without it the foundation lives in memory.
+    seed : int
+        For the start and the order of rows.
+    overwrite : bool
+        Replace `out` if it exists.
+    device : str
+        For instance ``"cuda"``.
+    progress : bool
+        Draw a bar on standard error.
+    **settings
+        Fields of `PretrainSettings`.
+
+    Returns
+    -------
+    Foundation
+        With the weights of the epoch of lowest held-out log-loss.
+
+    Raises
+    ------
+    ConfigError
+        If a setting is unknown or invalid.
+    DataError
+        If there are no open rows to train on or to hold out.
+    """
+    chosen = PretrainSettings.checked(settings, "pretraining")
+    place = torch.device(device)
+    train, held_out = (_rows(dataset, part, place) for part in ("foundation", "foundation_val"))
+    torch.manual_seed(derive_seed(seed, "pretrain"))
+    features = {s: dataset.manifest["features"][s] for s in ("user", "item", "context")}
+    sizes = {side: [(f["name"], f["size"]) for f in found] for side, found in features.items()}
+    model = MLP(sizes, chosen.embedding, chosen.hidden)
+    for table in model.tables.values():
+        torch.nn.init.normal_(table.get_parameter("weight"), std=chosen.embedding_std)
+    if dataset.manifest["settings"]["features"] == "causal":
+        _silence_unknown(model)
+    model.to(place)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=chosen.lr, weight_decay=chosen.weight_decay)
+    best, best_loss, best_auc, best_epoch, stale = _copy(model), float("inf"), None, 0, 0
+    epoch = 0
+    with progress_bar("pretrain", chosen.epochs, progress) as advance:
+        for epoch in range(1, chosen.epochs + 1):
+            _epoch(model, optimizer, train, chosen.batch_size, generator(seed, "pretrain/shuffle", epoch))
+            loss, value = _held_out(model, held_out)
+            advance(f"held-out logloss {loss:.4f}")
+            if loss < best_loss:
+                best, best_loss, best_auc, best_epoch, stale = _copy(model), loss, value, epoch, 0
+            else:
+                stale += 1
+                if stale >= chosen.patience:
+                    break
+    model.load_state_dict(best)
+    facts = {
+        "settings": chosen.model_dump(mode="json"),
+        "seed": seed,
+        "dataset": {"name": dataset.manifest["source"], "hash": dataset.hash},
+        "epochs": epoch,
+        "best_epoch": best_epoch,
+        "held_out": {"logloss": best_loss, "auc": best_auc, "rows": len(held_out[3])},
+        "rows": len(train[3]),
+    }
+    foundation = Foundation.of(model.cpu(), features, facts)
+    if out is not None:
+        foundation.save(out, overwrite=overwrite)
+    return foundation
+
+
+Rows = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def _rows(dataset: Dataset, part: str, device: torch.device) -> Rows:
+    """User, item and context codes and labels of one part."""
+    rows = dataset.rows(part)
+    if not len(rows):
+        raise DataError(
+            f"{dataset.path}: no row in part {part!r}, so there is nothing to pre-train on",
+            "prepare the data set with more open users (--division)",
+        )
+    codes = (
+        dataset.user_codes[dataset.user[rows]],
+        dataset.item_codes[dataset.item[rows]],
+        dataset.context_codes[rows],
+    )
+    user, item, context = (torch.from_numpy(np.ascontiguousarray(c)).to(device, torch.int64) for c in codes)
+    return user, item, context, torch.from_numpy(dataset.label[rows]).to(device, torch.float32)
+
+
+def _silence_unknown(model: MLP) -> None:
+    """Start code 0, *unknown*, at zero: no open user may train it, and noise helps nobody."""
+    for side, features in model.features.items():
+        for name, _ in features:
+            model.named_table(side, name)[0] = 0.0
+
+
+def _epoch(model: MLP, optimizer: torch.optim.Optimizer, rows: Rows, size: int, draw: torch.Generator) -> None:
+    model.train()
+    order = torch.randperm(len(rows[3]), generator=draw).to(rows[3].device)
+    for batch in order.split(size):
+        user, item, context, label = (column[batch] for column in rows)
+        loss = binary_cross_entropy_with_logits(model(user, item, context), label)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+def _held_out(model: MLP, rows: Rows) -> tuple[float, float | None]:
+    """Log-loss and AUC of rows."""
+    model.eval()
+    with torch.inference_mode():
+        logits = torch.cat([model(u, i, c) for u, i, c in zip(*(r.split(1 << 16) for r in rows[:3]), strict=True)])
+        loss = float(binary_cross_entropy_with_logits(logits, rows[3]))
+    return loss, auc(rows[3].cpu().numpy(), logits.cpu().numpy())
+
+
+def _copy(model: MLP) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}

@@ -1,0 +1,187 @@
+"""Rank the catalogue for users of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fedpa.data.dataset import Dataset, Part
+from fedpa.draws import uniform
+from fedpa.errors import ConfigError
+from fedpa.evaluation.ranking import TopK
+from fedpa.federation.local import AdaptedModel
+from fedpa.federation.rows import Batch
+from fedpa.federation.server import Server
+from fedpa.federation.shard import Shard
+
+__all__ = ["Recommendation", "Recommender"]
+
+Ints = npt.NDArray[np.int64]
+_BLOCK_ROWS = 1 << 17
+_SNAPSHOTS = 8
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """The best unseen items of one user.
+
+    Attributes
+    ----------
+    user : int or str
+    items : list
+        The data set's own ids, best first.
+    scores : list of float
+        Click probabilities.
+    gates : dict of str to list of float
+        Mean weight over the layers of every branch, per item; empty for methods without gates.
+    notes : list of str
+        Where the user fell back to less than a full adapter.
+    """
+
+    user: int | str
+    items: list[Any]
+    scores: list[float]
+    gates: dict[str, list[float]]
+    notes: list[str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return self.__dict__.copy()
+
+
+class Recommender:
+    """Scores the whole catalogue for one user after another.
+
+    Parameters
+    ----------
+    dataset : Dataset
+    model : AdaptedModel
+    shard : Shard
+        Of the run's private users, to assemble their parameters.
+    server : Server
+    """
+
+    def __init__(self, dataset: Dataset, model: AdaptedModel, shard: Shard, server: Server) -> None:
+        self.dataset, self.model, self.shard, self.server = dataset, model, shard, server
+        self._items = torch.arange(dataset.n_items)[None]
+        forever = np.array([np.iinfo(np.int64).max])
+        self._item_context = torch.from_numpy(dataset.item_context(forever)[0].astype(np.int64))
+        self._user_context = torch.from_numpy(dataset.user_context_now().astype(np.int64))
+        self._local = {int(user): local for local, user in enumerate(shard.rows.users)}
+        self._ids = dataset.item_ids
+        self._branches = ["foundation", "user", *dataset.group_sizes]
+
+    def recommend(self, user: int | str, k: int = 10) -> Recommendation:
+        """The k best items that the user has no row of.
+
+        Raises
+        ------
+        DataError
+            If the user is not in the data set.
+        ConfigError
+            If k is not positive.
+        """
+        if k < 1:
+            raise ConfigError(f"k must be at least 1, found {k}")
+        number = self.dataset.user_index(user)
+        local = self._local.get(number)
+        weights, notes = self._weights(number, local)
+        begin, end = self.dataset.user_starts[number : number + 2]
+        with torch.inference_mode():
+            context = self._context(self._item_context, self._user_context[number])
+            batch = Batch(torch.tensor([number]), self._items, context[None])
+            logits, gates = self.model.forward(self.model.layout.views(weights), batch)
+            scores = torch.sigmoid(logits[0])
+            open_scores = scores.clone()
+            open_scores[torch.from_numpy(self.dataset.item[begin:end].astype(np.int64))] = -1.0
+            best = torch.topk(open_scores, min(k, len(scores)))
+            chosen = best.indices[best.values >= 0]
+            explained = self._explain(gates, chosen)
+        return Recommendation(
+            user,
+            self._ids.gather(chosen.numpy()).to_list(),
+            scores[chosen].tolist(),
+            explained,
+            notes,
+        )
+
+    def ranking(self, part: str, k: int, most: int | None = None) -> dict[str, Any]:
+        """HR, NDCG and Recall at k and coverage over the whole catalogue, for the clicks of one part.
+
+        Items of the user's earlier parts are left out. Item statistics are those of the latest of eight instants
+        before the user's first row of the part; the user's counters are those of that row.
+
+        Parameters
+        ----------
+        part : str
+        k : int
+        most : int, optional
+            Rank for this many users only, chosen by a draw; the report says so.
+        """
+        rows, data = self.shard.rows, self.dataset
+        code = Part[part.upper()]
+        here = rows.part == code
+        clicked = here & (rows.labels.numpy() > 0)
+        users = np.unique(rows.user[clicked])
+        total = len(users)
+        if most is not None and most < total:
+            draw = uniform(0, "ranking", (), rows.keys[users])
+            users = np.sort(users[np.argsort(draw, kind="stable")[:most]])
+        first = np.searchsorted(rows.user[here], users)
+        first_row = rows.row[here][first]
+        instants = np.quantile(data.time[first_row], np.arange(_SNAPSHOTS) / _SNAPSHOTS, method="lower")
+        when = np.searchsorted(instants, data.time[first_row], side="right") - 1
+        snapshots = torch.from_numpy(data.item_context(instants.astype(np.int64)).astype(np.int64))
+        own = rows.context.numpy()[np.flatnonzero(here)[first], data.n_item_context :]
+        counted = TopK(k, data.n_items)
+        per_block = max(1, _BLOCK_ROWS // data.n_items)
+        for begin in range(0, len(users), per_block):
+            block = users[begin : begin + per_block]
+            scores = self._block_scores(
+                block, snapshots[when[begin : begin + per_block]], torch.from_numpy(own[begin : begin + per_block])
+            )
+            member = np.isin(rows.user, block)
+            seen = member & (rows.part < code)
+            place = np.searchsorted(block, rows.user)
+            hit = member & clicked
+            items = rows.items.numpy()
+            counted.add(scores.numpy(), (place[hit], items[hit]), (place[seen], items[seen]))
+        return counted.report() | {"catalogue": data.n_items, "users_with_clicks": total}
+
+    def _block_scores(self, block: Ints, item_context: Tensor, own: Tensor) -> Tensor:
+        size = len(block)
+        weights = self.shard.weights_of(block, self.server.state)
+        with torch.inference_mode():
+            context = torch.cat([item_context, own[:, None, :].expand(-1, self.dataset.n_items, -1)], -1)
+            users = torch.from_numpy(self.shard.rows.users[block])
+            batch = Batch(users, self._items.expand(size, -1), context)
+            return self.model.forward(self.model.layout.views(weights), batch)[0]
+
+    def _context(self, items: Tensor, user: Tensor) -> Tensor:
+        return torch.cat([items, user.expand(len(items), -1)], -1)
+
+    def _weights(self, number: int, local: int | None) -> tuple[Tensor, list[str]]:
+        notes = []
+        if local is None:
+            notes.append("not a private user of this run: shared and group parameters with a zero personal adapter")
+            weights = self.shard.weights_of_newcomer(number, self.dataset, self.server.state)
+        else:
+            weights = self.shard.weights_of(np.array([local]), self.server.state)
+            if not np.any(self.shard.store.read(np.array([local]))):
+                notes.append("never took part (or was forgotten): zero personal adapter")
+        for key, value in self.shard.groups_of(number, self.dataset).items():
+            if value < 0:
+                notes.append(f"unknown value of {key}: the foundation's own branch")
+        return weights, notes
+
+    def _explain(self, gates: list[Tensor], chosen: Tensor) -> dict[str, list[float]]:
+        if not gates:
+            return {}
+        mean = torch.stack([gate[0, chosen] for gate in gates]).mean(0)
+        share = mean / mean.sum(-1, keepdim=True)
+        return {name: share[:, i].tolist() for i, name in enumerate(self._branches[: share.shape[1]])}

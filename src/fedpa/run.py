@@ -1,0 +1,344 @@
+"""A finished adaptation: load it, score, evaluate, recommend, forget."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import safetensors
+import safetensors.torch
+import torch
+import yaml
+
+from fedpa.artifacts import read_manifest, write_json
+from fedpa.data.dataset import COLD, Dataset, Part
+from fedpa.errors import ArtifactError, ConfigError, DataError
+from fedpa.evaluation.report import click_report
+from fedpa.federation.local import AdaptedModel
+from fedpa.federation.rows import ShardRows
+from fedpa.federation.server import Server
+from fedpa.federation.shard import Shard
+from fedpa.federation.store import Generation, PersonalStore
+from fedpa.methods import Baseline, FederatedMethod, FrozenFoundation, Method, TwoCounters, find_method
+from fedpa.methods.settings import Settings
+from fedpa.models.foundation import Foundation, load_foundation
+from fedpa.recommend import Recommendation, Recommender
+
+__all__ = ["Run", "load_run"]
+
+PARTS = ("train", "val", "test", "unbiased")
+_SUPPORT = (0, 1, 3, 5)
+
+
+class Run:
+    """A run folder.
+
+    Parameters
+    ----------
+    path : Path
+        The folder that `adapt` wrote.
+    foundation, dataset : optional
+        Used instead of the ones whose paths the run noted; their hashes must be the run's.
+
+    Attributes
+    ----------
+    summary : dict
+        ``summary.json``: best round, values per split, bytes, parameters by scope.
+    config : dict
+        ``config.yaml``: method, settings, seed, paths and hashes of foundation and data set.
+    """
+
+    def __init__(self, path: Path, *, foundation: Foundation | None = None, dataset: Dataset | None = None) -> None:
+        self.path = path
+        self.summary: dict[str, Any] = read_manifest(path, "run", "summary.json")
+        try:
+            self.config: dict[str, Any] = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ArtifactError(f"{path / 'config.yaml'}: cannot be read ({error})", "adapt again") from error
+        self.temporary: tempfile.TemporaryDirectory[str] | None = None
+        self._foundation, self._dataset = foundation, dataset
+
+    @cached_property
+    def method(self) -> Method:
+        """The method with the run's settings."""
+        found = find_method(self.config["method"])
+        return found(found.settings_type.checked(self.config["settings"], str(self.path / "config.yaml")))
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The data set; refused if it is not the one of the run."""
+        noted = self.config["dataset"]
+        found = self._dataset or Dataset(Path(noted["path"]))
+        if found.hash != noted["hash"]:
+            raise ArtifactError(
+                f"{found.path}: is not the data set of this run (hash {found.hash[:12]}, the run has "
+                f"{noted['hash'][:12]})",
+                "give the data set that the run was made with, or adapt again",
+            )
+        return found
+
+    @cached_property
+    def foundation(self) -> Foundation | None:
+        """The foundation; refused if its hash is not the one that the adapters carry."""
+        noted = self.config["foundation"]
+        if noted is None:
+            return None
+        if self._foundation is None and noted["path"] is None:
+            raise ArtifactError(
+                f"{self.path}: the foundation was never saved", "give it: load_run(path, foundation=...)"
+            )
+        found = self._foundation or load_foundation(noted["path"])
+        if found.hash != noted["hash"]:
+            raise ArtifactError(
+                f"{self.path}: its adapters belong to foundation {noted['hash'][:12]}, found {found.hash[:12]}",
+                "give the foundation that the run was made with, or adapt again",
+            )
+        return found
+
+    @cached_property
+    def history(self) -> list[dict[str, Any]]:
+        """``metrics.jsonl``: one dict per round."""
+        lines = (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines]
+
+    @cached_property
+    def rows(self) -> ShardRows:
+        """Rows of the private users."""
+        return ShardRows.of(self.dataset, dtype=self.method.settings.torch_dtype, device=torch.device("cpu"))
+
+    @cached_property
+    def scores(self) -> npt.NDArray[Any]:
+        """Click probabilities of all rows, in the order of `rows`."""
+        if isinstance(self.method, Baseline):
+            return self.method.scores(self.foundation, self.dataset, self.rows)
+        return self._shard(self.rows, self._store()).scores(self.server.state)
+
+    @cached_property
+    def model(self) -> AdaptedModel:
+        """The adapted foundation."""
+        if not isinstance(self.method, FederatedMethod) or self.foundation is None:
+            raise ConfigError(f"{self.path}: method {self.method.name} has no model")
+        return self.method.build(self.foundation, self.dataset, self.config["seed"], torch.device("cpu"))
+
+    @cached_property
+    def server(self) -> Server:
+        """Shared and group parameters of the best round."""
+        file = self.path / "shared.safetensors"
+        server = Server(self.model.layout, self.method.settings.torch_dtype)
+        try:
+            named = safetensors.torch.load_file(file)
+            with safetensors.safe_open(file, "pt") as opened:
+                carried = opened.metadata().get("foundation")
+        except (OSError, safetensors.SafetensorError) as error:
+            raise ArtifactError(f"{file}: cannot be read ({error})", "adapt again") from error
+        if carried != self.config["foundation"]["hash"]:
+            raise ArtifactError(f"{file}: carries foundation {str(carried)[:12]}, the run's config says another one")
+        server.load(named, str(file))
+        return server
+
+    def evaluate(
+        self,
+        part: str = "test",
+        *,
+        bootstrap: int = 0,
+        top_k: int | None = None,
+        ranking_users: int | None = None,
+    ) -> dict[str, Any]:
+        """All metrics of one part, with the frozen foundation as the one to be worse or better than.
+
+        Parameters
+        ----------
+        part : {"train", "val", "test", "unbiased", "cold"}
+            ``unbiased``: randomly exposed rows; ``cold``: cold users after 0, 1, 3 and 5 of their rows.
+        bootstrap : int
+            Draws of users for 95% intervals; 0 for none.
+        top_k : int, optional
+            Also rank the whole catalogue: HR, NDCG, Recall at k and coverage.
+        ranking_users : int, optional
+            Rank for this many users only, the first by their draw.
+
+        Raises
+        ------
+        DataError
+            If the data set has no rows of that part.
+        """
+        if part == "cold":
+            return {f"support_{k}": self._cold(k, bootstrap) for k in _SUPPORT}
+        if part not in PARTS:
+            raise ConfigError(f"unknown part {part!r}, expected one of {', '.join((*PARTS, 'cold'))}")
+        here = self.rows.part == Part[part.upper()]
+        if not here.any():
+            raise DataError(f"{self.dataset.path}: has no rows of part {part!r}")
+        report = self._report(self.rows, self.scores, here, bootstrap)
+        if top_k is not None:
+            report["ranking"] = self.recommender.ranking(part, top_k, ranking_users)
+        return report
+
+    def yardsticks(self, part: str = "test", *, bootstrap: int = 0) -> dict[str, dict[str, Any]]:
+        """Reports of the two counters, the frozen foundation, this run and, where it is known, the oracle."""
+        here = self.rows.part == Part[part.upper()]
+        baseline = self._baseline(self.rows)
+        reports = {"two counters": self._report(self.rows, self._counters(self.rows), here, bootstrap)}
+        if baseline is not None:
+            reports["frozen foundation"] = self._report(self.rows, baseline, here, bootstrap)
+        if isinstance(self.method, FederatedMethod):
+            title = "FedPA" if self.method.name == "fedpa" else self.method.name
+            reports[title] = self._report(self.rows, self.scores, here, bootstrap)
+        if self.dataset.oracle is not None:
+            reports["oracle"] = self._report(self.rows, self.dataset.oracle[self.rows.row], here, bootstrap)
+        return reports
+
+    def predictions(self) -> pl.DataFrame:
+        """Every scored row: ``user``, ``item`` (the user's own ids), ``time``, ``split``, ``label``, ``score``."""
+        rows, data = self.rows, self.dataset
+        return pl.DataFrame(
+            {
+                "user": data.user_ids.gather(rows.users[rows.user]),
+                "item": data.item_ids.gather(rows.items.numpy()),
+                "time": data.time[rows.row],
+                "split": pl.Series([part.name.lower() for part in Part]).gather(rows.part),
+                "label": rows.labels.numpy().astype(np.int8),
+                "score": self.scores,
+            }
+        )
+
+    def recommend(self, user: int | str | Sequence[int | str], k: int = 10) -> Recommendation | list[Recommendation]:
+        """The k best unseen items of one user, or of many.
+
+        Parameters
+        ----------
+        user : id or sequence of ids
+            As in the raw data.
+        k : int
+
+        Raises
+        ------
+        DataError
+            If a user is not in the data set.
+        """
+        if isinstance(user, int | str):
+            return self.recommender.recommend(user, k)
+        return [self.recommender.recommend(one, k) for one in user]
+
+    @cached_property
+    def recommender(self) -> Recommender:
+        """Ready to score the catalogue; made once."""
+        return Recommender(self.dataset, self.model, self._shard(self.rows, self._store()), self.server)
+
+    def forget(self, user: int | str) -> dict[str, Any]:
+        """Erase a user's personal parameters.
+
+        Returns
+        -------
+        dict
+            ``erased`` (weights that were not zero) and ``cannot_undo``, in words.
+
+        Raises
+        ------
+        DataError
+            If the user is unknown or not private.
+        """
+        number = self.dataset.user_index(user)
+        local = np.flatnonzero(self.rows.users == number)
+        if not len(local):
+            raise DataError(f"user {user!r} is not a private user of {self.dataset.path}: it has no personal state")
+        file = self.path / "personal.safetensors"
+        erased = 0
+        if file.is_file():
+            fresh = self.path / ".personal.safetensors.new"
+            shutil.copyfile(file, fresh)
+            store = Generation(fresh, writable=True)
+            erased = int(np.count_nonzero(store.read(local)))
+            store.write(local, np.zeros((1, store.shape[1]), store.read(local).dtype))
+            store.flush()
+            fresh.replace(file)
+        self.summary["forgotten"] = int(self.summary.get("forgotten", 0)) + 1
+        fresh_summary = self.path / ".summary.json.new"
+        write_json(fresh_summary, self.summary)
+        fresh_summary.replace(self.path / "summary.json")
+        self.__dict__.pop("recommender", None)
+        self.__dict__.pop("scores", None)
+        return {
+            "user": user,
+            "erased": erased,
+            "cannot_undo": (
+                "the user's past share in the averages of shared and group parameters, copies and backups of this "
+                "folder, predictions written before, and the user's rows in the data set folder"
+            ),
+        }
+
+    def _report(
+        self, rows: ShardRows, scores: npt.NDArray[Any], here: npt.NDArray[np.bool_], bootstrap: int
+    ) -> dict[str, Any]:
+        baseline = self._baseline(rows)
+        owner = rows.user[here]
+        return click_report(
+            owner,
+            rows.labels.numpy()[here].astype(np.int8),
+            scores[here],
+            baseline=None if baseline is None else baseline[here],
+            groups={key: self._group_names(key, values[owner].numpy()) for key, values in rows.groups.items()},
+            history=rows.train[owner],
+            bootstrap=bootstrap,
+            seed=self.config["seed"],
+        )
+
+    def _group_names(self, key: str, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        names = [*map(str, self.dataset.manifest["groups"][key]["vocabulary"]), "unknown"]
+        found: npt.NDArray[Any] = np.array(names)[values]
+        return found
+
+    def _baseline(self, rows: ShardRows) -> npt.NDArray[Any] | None:
+        if self.foundation is None:
+            return None
+        return FrozenFoundation(Settings()).scores(self.foundation, self.dataset, rows)
+
+    def _counters(self, rows: ShardRows) -> npt.NDArray[Any]:
+        return TwoCounters(Settings()).scores(None, self.dataset, rows)
+
+    def _cold(self, support: int, bootstrap: int) -> dict[str, Any]:
+        """Cold users after `support` rows: as many local rounds as the run had, nothing uploaded."""
+        if not (self.dataset.side == COLD).any():
+            raise DataError(f"{self.dataset.path}: has no cold users", "prepare the data set with --cold-users")
+        settings = self.method.settings.model_copy(update={"participation": 1.0})
+        rows = ShardRows.cold(self.dataset, support, dtype=settings.torch_dtype, device=torch.device("cpu"))
+        if isinstance(self.method, Baseline):
+            scores = self.method.scores(self.foundation, self.dataset, rows)
+        else:
+            with tempfile.TemporaryDirectory(prefix="fedpa-") as folder:
+                store = Shard.new_store(self.model, rows, settings, Path(folder))
+                shard = self._shard(rows, store)
+                for number in range(1, self.summary["best_round"] + 1 if support else 1):
+                    shard.round(self.server.state, number)
+                scores = shard.scores(self.server.state)
+        return self._report(rows, scores, rows.part == Part.COLD_TEST, bootstrap)
+
+    def _store(self) -> PersonalStore:
+        size = self.model.layout.personal_size
+        file = self.path / "personal.safetensors"
+        settings = self.method.settings
+        return PersonalStore.view(file if size else None, len(self.rows.users), size, settings.dtype)
+
+    def _shard(self, rows: ShardRows, store: PersonalStore) -> Shard:
+        method = cast(FederatedMethod, self.method)
+        settings = method.settings.model_copy(update={"participation": 1.0})
+        return Shard(self.model, rows, settings, store, seed=self.config["seed"], loss=method.loss)
+
+
+def load_run(path: Path | str, *, foundation: Foundation | None = None, dataset: Dataset | None = None) -> Run:
+    """Open a run folder; foundation and data set are opened when they are needed.
+
+    Raises
+    ------
+    ArtifactError
+        If the folder is missing, damaged or from another version.
+    """
+    return Run(Path(path), foundation=foundation, dataset=dataset)
