@@ -227,13 +227,14 @@ class _Rounds:
         return float(number) if found is None else sign * found
 
     def _note(self, number: int, upload: Upload | None, values: Values, train: float, evaluate: float) -> None:
-        participants, weights, loss = (0, 0, 0) if upload is None else (upload.participants, upload.weights_up, upload.loss)
-        moved = weights * self.settings.torch_dtype.itemsize
+        upload = upload or Upload([], [])
+        participants = upload.participants
+        moved = upload.weights_up * self.settings.torch_dtype.itemsize
         unit = 2.0 ** -FRACTION_BITS[self.settings.torch_dtype]
         line = {
             "round": number,
             "participants": participants,
-            "train_loss": loss * unit / participants if participants else None,
+            "train_loss": upload.loss * unit / participants if participants else None,
             "seconds_train": round(train, 4),
             "seconds_eval": round(evaluate, 4),
             "bytes_up": moved,

@@ -28,9 +28,9 @@ from fedpa.federation.server import Server
 from fedpa.federation.shard import Shard
 from fedpa.federation.store import Generation, PersonalStore
 from fedpa.methods import Baseline, FederatedMethod, FrozenFoundation, Method, TwoCounters, find_method
-from fedpa.methods.settings import Settings
 from fedpa.models.foundation import Foundation, load_foundation
 from fedpa.recommend import Recommendation, Recommender
+from fedpa.settings import Settings
 
 __all__ = ["Run", "load_run"]
 

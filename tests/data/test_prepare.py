@@ -269,7 +269,9 @@ def test_ids_that_occur_are_the_table_where_there_is_none(tmp_path: Path) -> Non
     assert texts.user_index("10") == texts.user_index(10) == 0
 
 
-def test_the_oracle_follows_the_rows(tmp_path: Path) -> None:
+@pytest.mark.parametrize("piece", [7, 1 << 21])
+def test_the_oracle_follows_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
+    monkeypatch.setattr("fedpa.data.rows._PIECE", piece)
     rows = rich()
     share = (pl.col("item_id") * 1000 + pl.col("time")) / 1e6
     oracle = log(rows).select("user_id", "item_id", "time", probability=share)

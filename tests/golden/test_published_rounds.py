@@ -82,14 +82,12 @@ def _compare_personal(golden: reference.Golden, data: reference.ArrayDataset, mo
     for user in users:
         local = int(np.searchsorted(golden["data/users"], user))
         stored = torch.from_numpy(shard.store.read(np.array([local])))[0]
-        position = 0
-        found: dict[str, torch.Tensor] = {}
-        for span in model.layout.personal:
-            for parameter in span.parameters:
-                start = parameter.start(torch.tensor([local])) if callable(parameter.start) else parameter.start
-                change = stored[position : position + parameter.size]
-                found[parameter.name] = start.reshape(parameter.shape) + change.reshape(parameter.shape)
-                position += parameter.size
+        assert model.layout.personal is not None
+        changes = model.layout.personal.split(stored[None])
+        found = {
+            p.name: (p.start(torch.tensor([local]))[0] if callable(p.start) else p.start) + changes[p.name][0]
+            for p in model.layout.personal.parameters
+        }
         embedding = found["user_embedding"].reshape(len(names), -1)
         for index, name in enumerate(names):
             table = golden[f"final/personal/{user}/embedding_user_features.{name}.weight"]

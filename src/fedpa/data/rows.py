@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,8 @@ from fedpa.data.source import Source
 from fedpa.errors import DataError
 
 __all__ = ["Rows", "read_oracle", "read_rows", "read_table"]
+
+_PIECE = 1 << 21
 
 
 @dataclass
@@ -130,17 +132,36 @@ def read_oracle(source: Source, rows: Rows, user_ids: pl.Series, item_ids: pl.Se
         raise DataError(f"{source.name}: has no oracle")
     keys = ["user", "item", "time"]
     truth = _numbered(source.oracle, user_ids, item_ids, [*keys, "probability"])
-    truth = truth.group_by(keys).agg(pl.col("probability").max())
-    known = rows.table.select(keys).join(truth, on=keys, how="left", maintain_order="left")
-    probability = known.get_column("probability").cast(pl.Float64)
+    truth = truth.sort("user")
+    known = pl.concat(
+        rows.table[mine].join(
+            truth[theirs].group_by(keys).agg(pl.col("probability").max()),
+            on=keys,
+            how="left",
+            maintain_order="left",
+        )["probability"]
+        for mine, theirs in _slices(rows["user"], truth["user"].to_numpy())
+    )
+    probability = known.cast(pl.Float64)
     if probability.null_count():
-        row = known.filter(probability.is_null()).row(0, named=True)
+        row = rows.table.filter(probability.is_null()).row(0, named=True)
         user, item = user_ids[row["user"]], item_ids[row["item"]]
         raise DataError(
             f"{source.name}: the oracle lacks {probability.null_count()} rows, the first is user {user!r}, "
             f"item {item!r}, time {row['time']}"
         )
     return probability.to_frame()
+
+
+def _slices(first: NDArray[Any], second: NDArray[Any]) -> Iterator[tuple[slice, slice]]:
+    """Rows of the same users in two ascending columns of users, about `_PIECE` of the first at a time."""
+    start = (0, 0)
+    for place in range(_PIECE, len(first) + _PIECE, _PIECE):
+        last = first[min(place, len(first)) - 1]
+        end = int(np.searchsorted(first, last, "right")), int(np.searchsorted(second, last, "right"))
+        if end[0] > start[0]:
+            yield slice(start[0], end[0]), slice(start[1], end[1])
+        start = end
 
 
 def _numbered(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedpa.federation.parameters import Layout
 from fedpa.federation.rows import Batch
-from fedpa.methods.settings import Settings
+from fedpa.settings import Settings
 
 __all__ = ["AdaptedModel", "LocalTrainer", "click_loss"]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedpa.errors import ConfigError
 
-__all__ = ["PERSONAL", "SHARED", "Block", "Layout", "Parameter", "Scope", "Span", "group", "starts"]
+__all__ = ["PERSONAL", "SHARED", "Block", "Layout", "Parameter", "Scope", "Span", "Vector", "group"]
 
 
 @dataclass(frozen=True)
@@ -91,17 +91,61 @@ class Block:
 
 @dataclass(frozen=True)
 class Span:
-    """Adjacent weights of equal scope in the flat vector of one user: ``[begin, end)``, and their parameters."""
+    """Adjacent weights of equal scope in the flat vector of one user: ``[begin, end)``."""
 
-    scope: Scope
     begin: int
     end: int
-    parameters: tuple[Parameter, ...]
 
     @property
     def size(self) -> int:
         """Number of weights."""
         return self.end - self.begin
+
+
+@dataclass(frozen=True)
+class Vector:
+    """All weights of one scope, in the order of the flat vector: what is sent, summed or stored together."""
+
+    scope: Scope
+    spans: tuple[Span, ...]
+    parameters: tuple[Parameter, ...]
+    values: int
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return sum(span.size for span in self.spans)
+
+    def take(self, flat: Tensor) -> Tensor:
+        """This scope's columns of flat vectors [users, layout size] as [users, size]."""
+        return torch.cat([flat[:, span.begin : span.end] for span in self.spans], dim=1)
+
+    def put(self, flat: Tensor, values: Tensor) -> None:
+        """Write [users, size] (or [1, size] for all) into the flat vectors."""
+        position = 0
+        for span in self.spans:
+            flat[:, span.begin : span.end] = values[:, position : position + span.size]
+            position += span.size
+
+    def split(self, values: Tensor) -> dict[str, Tensor]:
+        """Views by parameter: [rows, size] as [rows, *shape] each."""
+        found, position = {}, 0
+        for parameter in self.parameters:
+            found[parameter.name] = values[:, position : position + parameter.size].view(-1, *parameter.shape)
+            position += parameter.size
+        return found
+
+    def starts(self, dtype: torch.dtype) -> Tensor:
+        """The server's start: [1, size] when shared, [values, size] for a group."""
+        pieces = []
+        for parameter in self.parameters:
+            if callable(parameter.start):
+                raise ConfigError(
+                    f"parameter {parameter.name!r}: a start that depends on the user needs the personal scope"
+                )
+            rows = parameter.start.to(dtype).reshape(self.values if parameter.per_value else 1, -1)
+            pieces.append(rows.expand(self.values, -1))
+        return torch.cat(pieces, dim=1).contiguous()
 
 
 class Layout:
@@ -126,8 +170,7 @@ class Layout:
         self.blocks = tuple(blocks)
         self.group_sizes = dict(group_sizes)
         self.scopes: dict[str, Scope] = {}
-        self.slices: dict[str, slice] = {}
-        spans: list[Span] = []
+        found: dict[Scope, tuple[list[Span], list[Parameter]]] = {}
         position = 0
         for parameter in self.parameters():
             if parameter.name in self.scopes:
@@ -139,18 +182,20 @@ class Layout:
                     f"use one of {sorted(self.group_sizes)} or prepare the data set with --groups {scope.key}",
                 )
             self.scopes[parameter.name] = scope
+            spans, members = found.setdefault(scope, ([], []))
             begin, position = position, position + parameter.size
-            self.slices[parameter.name] = slice(begin, position)
-            if spans and spans[-1].scope == scope:
-                last = spans.pop()
-                spans.append(Span(scope, last.begin, position, (*last.parameters, parameter)))
-            else:
-                spans.append(Span(scope, begin, position, (parameter,)))
+            if spans and spans[-1].end == begin:
+                begin = spans.pop().begin
+            spans.append(Span(begin, position))
+            members.append(parameter)
         self.size = position
-        self.spans = tuple(spans)
-        self.personal = tuple(span for span in spans if span.scope.kind == "personal")
-        self.uploaded = tuple(span for span in spans if span.scope.kind != "personal")
-        self.personal_size = sum(span.size for span in self.personal)
+        vectors = [
+            Vector(scope, tuple(spans), tuple(members), self.group_sizes[scope.key] if scope.key else 1)
+            for scope, (spans, members) in found.items()
+        ]
+        self.uploaded = tuple(v for v in vectors if v.scope.kind != "personal")
+        self.personal = next((v for v in vectors if v.scope.kind == "personal"), None)
+        self.personal_size = self.personal.size if self.personal else 0
 
     def parameters(self) -> Iterator[Parameter]:
         """All parameters in order."""
@@ -168,28 +213,5 @@ class Layout:
 
     def sizes_by_scope(self) -> dict[str, int]:
         """Number of weights that one user has in each scope, by the scope's name."""
-        sizes: dict[str, int] = {}
-        for span in self.spans:
-            sizes[str(span.scope)] = sizes.get(str(span.scope), 0) + span.size
-        return sizes
-
-    def weights_up(self, users_by_key: Mapping[str, int], users: int) -> int:
-        """Number of weights that `users` participants upload, `users_by_key` of whom have a value of each key."""
-        return sum(
-            span.size * (users if span.scope.kind == "shared" else users_by_key[str(span.scope.key)])
-            for span in self.uploaded
-        )
-
-
-def starts(span: Span, values: int, dtype: torch.dtype) -> Tensor:
-    """The server's start for a span: [1, size] when shared, [values, size] for a group."""
-    rows = 1 if span.scope.kind == "shared" else values
-    pieces = []
-    for parameter in span.parameters:
-        if callable(parameter.start):
-            raise ConfigError(
-                f"parameter {parameter.name!r}: a start that depends on the user needs the personal scope"
-            )
-        start = parameter.start.to(dtype)
-        pieces.append(start.reshape(rows, -1) if parameter.per_value else start.reshape(1, -1).expand(rows, -1))
-    return torch.cat(pieces, dim=1).contiguous()
+        everything = (*self.uploaded, *([self.personal] if self.personal else []))
+        return {str(vector.scope): vector.size for vector in everything}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedpa.errors import ArtifactError, FedpaError
-from fedpa.federation.parameters import Layout, Span, starts
+from fedpa.federation.parameters import Layout
 
 __all__ = ["FRACTION_BITS", "Server", "Upload"]
 
@@ -20,11 +20,6 @@ float32's own rounding, and sums may reach 6.7e7; at 44 bits by less than 3e-14,
 _SUM_LIMIT = 2.0**62
 
 
-def values_of(span: Span, layout: Layout) -> int:
-    """Rows that the server keeps for a span: one when shared, one per value for a group."""
-    return 1 if span.scope.kind == "shared" else layout.group_sizes[str(span.scope.key)]
-
-
 @dataclass
 class Upload:
     """What a shard returns from a round: sums, never one user's values.
@@ -32,10 +27,10 @@ class Upload:
     Attributes
     ----------
     sums : list of Tensor
-        Per uploaded span, the weighted sum of changes (after minus before) as integers (see `FRACTION_BITS`), int64,
+        Per uploaded scope, the weighted sum of changes (after minus before) as integers (see `FRACTION_BITS`), int64,
         [1, size] or [values, size].
     weights : list of Tensor
-        Per uploaded span, the sum of the participants' weights, int64, [1] or [values].
+        Per uploaded scope, the sum of the participants' weights, int64, [1] or [values].
     participants : int
         Users who trained.
     rows : int
@@ -59,10 +54,9 @@ class Upload:
     @classmethod
     def empty(cls, layout: Layout) -> Upload:
         """The upload of nobody."""
-        rows = [values_of(span, layout) for span in layout.uploaded]
         return cls(
-            [torch.zeros(n, span.size, dtype=torch.int64) for n, span in zip(rows, layout.uploaded, strict=True)],
-            [torch.zeros(n, dtype=torch.int64) for n in rows],
+            [torch.zeros(vector.values, vector.size, dtype=torch.int64) for vector in layout.uploaded],
+            [torch.zeros(vector.values, dtype=torch.int64) for vector in layout.uploaded],
         )
 
     def __add__(self, other: Upload) -> Upload:
@@ -108,13 +102,13 @@ class Server:
     Attributes
     ----------
     state : list of Tensor
-        Per uploaded span, [1, size] or [values, size].
+        Per uploaded scope, [1, size] or [values, size].
     """
 
     def __init__(self, layout: Layout, dtype: torch.dtype) -> None:
         self.layout = layout
         self.dtype = dtype
-        self.state = [starts(span, values_of(span, layout), dtype) for span in layout.uploaded]
+        self.state = [vector.starts(dtype) for vector in layout.uploaded]
 
     def step(self, upload: Upload) -> None:
         """Add the weighted mean change; a group value that nobody had stays as it is."""
@@ -126,12 +120,9 @@ class Server:
     def named(self) -> dict[str, Tensor]:
         """The state by parameter: shared ones as [*shape], group ones as [values, *shape]."""
         found = {}
-        for span, rows in zip(self.layout.uploaded, self.state, strict=True):
-            position = 0
-            for parameter in span.parameters:
-                piece = rows[:, position : position + parameter.size].reshape(-1, *parameter.shape)
-                position += parameter.size
-                found[parameter.name] = (piece[0] if span.scope.kind == "shared" else piece).contiguous().clone()
+        for vector, rows in zip(self.layout.uploaded, self.state, strict=True):
+            for name, value in vector.split(rows).items():
+                found[name] = (value[0] if vector.scope.kind == "shared" else value).contiguous().clone()
         return found
 
     def load(self, named: Mapping[str, Tensor], where: str) -> None:
@@ -151,8 +142,6 @@ class Server:
                 if expected.get(name) != found.get(name)
             )
             raise ArtifactError(f"{where}: parameters do not fit the method: " + "; ".join(wrong[:5]))
-        for index, span in enumerate(self.layout.uploaded):
-            rows = self.state[index].shape[0]
-            self.state[index] = torch.cat(
-                [named[p.name].reshape(rows, -1).to(self.state[index].dtype) for p in span.parameters], 1
-            )
+        for index, vector in enumerate(self.layout.uploaded):
+            pieces = [named[p.name].reshape(vector.values, -1).to(self.dtype) for p in vector.parameters]
+            self.state[index] = torch.cat(pieces, 1)

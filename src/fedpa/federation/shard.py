@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import queue
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,16 +16,17 @@ from torch import Tensor
 from fedpa.data.dataset import Dataset
 from fedpa.errors import FedpaError
 from fedpa.federation.local import AdaptedModel, LocalTrainer, Loss, click_loss
-from fedpa.federation.parameters import Span
+from fedpa.federation.parameters import Vector
 from fedpa.federation.rows import ShardRows, group_values
 from fedpa.federation.schedule import Chunk, chunks, participants, row_block, shuffled_rows, steps_of
 from fedpa.federation.server import FRACTION_BITS, Upload
 from fedpa.federation.store import PersonalStore
-from fedpa.methods.settings import Settings
+from fedpa.settings import Settings
 
 __all__ = ["Shard"]
 
 Ints = npt.NDArray[np.int64]
+_Result = TypeVar("_Result")
 _USERS_PER_CHUNK = 128
 _ROWS_PER_CHUNK = 8192
 
@@ -66,7 +70,9 @@ class Shard:
         self.dtype = settings.torch_dtype
         self.layout = model.layout
         self._limits = {"users_per_chunk": users_per_chunk, "rows_per_chunk": rows_per_chunk}
-        self._trainer = LocalTrainer(model, loss, settings, max(2, users_per_chunk), self.device)
+        self._loss = loss
+        self._trainers = [self._new_trainer()]
+        self._starts = {p.name: p.start for p in self.layout.personal.parameters} if self.layout.personal else {}
         self.store = store
         self._plans: dict[str, list[Chunk]] = {}
 
@@ -74,7 +80,8 @@ class Shard:
     def new_store(model: AdaptedModel, rows: ShardRows, settings: Settings, folder: Path) -> PersonalStore:
         """A store of zeros for a shard's users; its header names the columns."""
         layout = model.layout
-        columns = {p.name: "x".join(map(str, p.shape)) for span in layout.personal for p in span.parameters}
+        personal = layout.personal.parameters if layout.personal else ()
+        columns = {p.name: "x".join(map(str, p.shape)) for p in personal}
         return PersonalStore(folder, len(rows.users), layout.personal_size, settings.dtype, columns)
 
     def round(self, state: Sequence[Tensor], number: int) -> Upload:
@@ -92,35 +99,32 @@ class Shard:
         self.store.begin(chosen)
         upload = Upload.empty(self.layout)
         tables = self._tables(state)
-        for chunk in self._training_plan(chosen, everyone):
-            upload += self._train(chunk, tables, number)
+        plan = self._training_plan(chosen, everyone)
+        for part in self._each(plan, lambda chunk, trainer: self._train(chunk, tables, number, trainer)):
+            upload += part
         self.store.commit()
         return upload
 
-    def scores(self, state: Sequence[Tensor], store_rows: bool = True) -> npt.NDArray[np.floating]:
-        """Click probabilities of all rows [rows], in the order of `rows`.
-
-        Parameters
-        ----------
-        state : sequence of Tensor
-            The server's state.
-        store_rows : bool
-            Use the personal parameters of the current generation; otherwise every user's start.
-        """
+    def scores(self, state: Sequence[Tensor]) -> npt.NDArray[np.floating]:
+        """Click probabilities of all rows [rows], in the order of `rows`, for a server's state."""
         out = torch.empty(len(self.rows.row), dtype=self.dtype)
         tables = self._tables(state)
         if "score" not in self._plans:
             everyone = np.arange(len(self.rows.users))
             self._plans["score"] = chunks(everyone, self.rows.total, batch_size=None, **self._limits)
-        with torch.inference_mode():
-            for chunk in self._plans["score"]:
-                personal = self.store.read(chunk.users) if store_rows else None
-                weights = self._trainer.weights[: len(chunk.users)]
-                self._assemble(weights, chunk.users, tables, personal)
-                positions, _ = row_block(chunk, self.rows.begin[chunk.users], self.rows.total[chunk.users], 0, None)
-                index = torch.from_numpy(positions).to(self.device)
-                logits, _ = self.model.forward(self.layout.views(weights), self.rows.batch(chunk.users, index))
-                out[index.cpu().flatten()] = torch.sigmoid(logits).flatten().cpu()
+
+        def score(chunk: Chunk, trainer: LocalTrainer) -> None:
+            with torch.inference_mode():
+                weights = trainer.weights[: len(chunk.users)]
+                self._assemble(weights, chunk.users, tables, self.store.read(chunk.users))
+                begin, total = self.rows.begin[chunk.users], self.rows.total[chunk.users]
+                positions = torch.from_numpy(row_block(chunk, begin, total, 0, None)[0])
+                batch = self.rows.batch(chunk.users, positions.to(self.device))
+                logits, _ = self.model.forward(self.layout.views(weights), batch)
+                out[positions.flatten()] = torch.sigmoid(logits).flatten().cpu()
+
+        for _ in self._each(self._plans["score"], score):
+            pass
         return out.numpy()
 
     def weights_of(self, users: Ints, state: Sequence[Tensor]) -> Tensor:
@@ -139,11 +143,11 @@ class Shard:
 
     def groups_of(self, number: int, dataset: Dataset) -> dict[str, int]:
         """A user's value of every group that the method averages in, -1 where unknown."""
-        keys = {str(span.scope.key) for span in self.layout.uploaded if span.scope.kind == "group"}
+        keys = {str(vector.scope.key) for vector in self.layout.uploaded if vector.scope.kind == "group"}
         return {key: int(codes[number]) for key, codes in group_values(dataset).items() if key in keys}
 
-    def _train(self, chunk: Chunk, tables: list[Tensor], number: int) -> Upload:
-        rows, settings, trainer = self.rows, self.settings, self._trainer
+    def _train(self, chunk: Chunk, tables: list[Tensor], number: int, trainer: LocalTrainer) -> Upload:
+        rows, settings = self.rows, self.settings
         users = chunk.users
         stored = self.store.read(users)
         self._assemble(trainer.weights[: len(users)], users, tables, stored)
@@ -175,46 +179,80 @@ class Shard:
         return self._sums(users[: chunk.real], change, losses[: chunk.real])
 
     def _sums(self, users: Ints, change: Tensor, losses: Tensor) -> Upload:
-        """Sum what is uploaded, as integers; nothing else leaves."""
+        """Sum what is uploaded, as integers; nothing else leaves. `change` is overwritten."""
+        unit = 2.0 ** FRACTION_BITS[self.dtype]
         count = self.rows.train[users]
         weight = torch.from_numpy(count if self.settings.weighting == "rows" else np.ones_like(count)).to(self.device)
         upload = Upload.empty(self.layout)
-        unit = 2.0 ** FRACTION_BITS[self.dtype]
-        largest = 0.0
-        for index, span in enumerate(self.layout.uploaded):
-            piece = change[:, span.begin : span.end]
-            scaled = (piece * unit).round_()
-            largest = max(largest, float(scaled.abs().max()) if scaled.numel() else 0.0)
-            units = scaled.to(torch.int64)
+        change.mul_(unit).round_()
+        low, high = (float(x) for x in change.aminmax())
+        for index, vector in enumerate(self.layout.uploaded):
+            units = vector.take(change).to(torch.int64)
             if self.settings.weighting == "rows":
                 units *= weight[:, None]
-            if span.scope.kind == "shared":
+            if vector.scope.kind == "shared":
                 upload.sums[index] = units.sum(0, keepdim=True).cpu()
                 upload.weights[index] = weight.sum()[None].cpu()
-                upload.weights_up += span.size * len(users)
+                members = len(users)
             else:
-                value = self.rows.groups[str(span.scope.key)][torch.from_numpy(users).to(self.device)]
+                value = self.rows.groups[str(vector.scope.key)][torch.from_numpy(users).to(self.device)]
                 known = value >= 0
-                rows = upload.sums[index].shape[0]
-                total = torch.zeros(rows, span.size, dtype=torch.int64, device=self.device)
-                upload.sums[index] = total.index_add_(0, value[known], units[known]).cpu()
-                weights = torch.zeros(rows, dtype=torch.int64, device=self.device)
-                upload.weights[index] = weights.index_add_(0, value[known], weight[known]).cpu()
-                upload.weights_up += span.size * int(known.sum())
+                members = int(known.sum())
+                if members < len(users):
+                    value, units = value[known], units[known]
+                total = torch.zeros(vector.values, vector.size, dtype=torch.int64, device=self.device)
+                upload.sums[index] = total.index_add_(0, value, units).cpu()
+                weights = torch.zeros(vector.values, dtype=torch.int64, device=self.device)
+                upload.weights[index] = weights.index_add_(0, value, weight[known]).cpu()
+            upload.weights_up += vector.size * members
         upload.participants = len(users)
         upload.rows = int(count.sum())
         upload.loss = int((losses.double() * unit).round().to(torch.int64).sum())
-        upload.bound = largest * float(weight.sum()) if np.isfinite(largest) else float("inf")
+        upload.bound = max(-low, high) * float(weight.sum()) if np.isfinite(low + high) else float("inf")
         upload.check()
         return upload
+
+    def _each(self, plan: list[Chunk], work: Callable[[Chunk, LocalTrainer], _Result]) -> Iterator[_Result]:
+        """Do chunks side by side, one worker per thread that PyTorch may use; one thread per operation.
+
+        Small products gain nothing from two threads and lose much to waiting for each other; whole chunks share
+        nothing, and their sums are exact, so their order does not matter.
+        """
+        threads = torch.get_num_threads() if self.device.type == "cpu" else 1
+        if threads == 1 or len(plan) < 2:
+            yield from (work(chunk, self._trainers[0]) for chunk in plan)
+            return
+        free: queue.SimpleQueue[LocalTrainer] = queue.SimpleQueue()
+        while len(self._trainers) < threads:
+            self._trainers.append(self._new_trainer())
+        for trainer in self._trainers[:threads]:
+            free.put(trainer)
+
+        def one(chunk: Chunk) -> _Result:
+            trainer = free.get()
+            try:
+                return work(chunk, trainer)
+            finally:
+                free.put(trainer)
+
+        torch.set_num_threads(1)
+        try:
+            with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                yield from pool.map(one, plan)
+        finally:
+            torch.set_num_threads(threads)
+
+    def _new_trainer(self) -> LocalTrainer:
+        users = max(2, self._limits["users_per_chunk"])
+        return LocalTrainer(self.model, self._loss, self.settings, users, self.device)
 
     def _tables(self, state: Sequence[Tensor]) -> list[Tensor]:
         """The state on the device; group tables end in a row of zeros for users of unknown value."""
         return [
             rows.to(self.device)
-            if span.scope.kind == "shared"
-            else torch.cat([rows, rows.new_zeros(1, span.size)]).to(self.device)
-            for span, rows in zip(self.layout.uploaded, state, strict=True)
+            if vector.scope.kind == "shared"
+            else torch.cat([rows, rows.new_zeros(1, vector.size)]).to(self.device)
+            for vector, rows in zip(self.layout.uploaded, state, strict=True)
         ]
 
     def _assemble(
@@ -232,32 +270,27 @@ class Shard:
         personal: npt.NDArray[np.floating] | None,
     ) -> None:
         """Fill flat parameters: what the server sent beside what each user keeps (None: nothing yet)."""
-        for span, table in zip(self.layout.uploaded, tables, strict=True):
-            part = weights[:, span.begin : span.end]
-            if span.scope.kind == "shared":
-                part.copy_(table.expand(len(numbers), -1))
-            else:
-                part.copy_(table[values[str(span.scope.key)]])
-        where = torch.from_numpy(numbers).to(self.device)
-        stored = None if personal is None else torch.from_numpy(personal).to(self.device)
-        position = 0
-        for span in self.layout.personal:
-            part = weights[:, span.begin : span.end]
-            self._start(span, where, part)
-            if stored is not None:
-                part += stored[:, position : position + span.size]
-            position += span.size
+        for vector, table in zip(self.layout.uploaded, tables, strict=True):
+            rows = table if vector.scope.kind == "shared" else table[values[str(vector.scope.key)]]
+            vector.put(weights, rows)
+        if self.layout.personal is not None:
+            where = torch.from_numpy(numbers).to(self.device)
+            stored = None if personal is None else torch.from_numpy(personal).to(self.device)
+            self._put_personal(self.layout.personal, weights, where, stored)
 
-    def _start(self, span: Span, numbers: Tensor, out: Tensor) -> None:
-        position = 0
-        for parameter in span.parameters:
-            start = parameter.start(numbers) if callable(parameter.start) else parameter.start[None]
-            out[:, position : position + parameter.size] = start.reshape(len(start), -1)
-            position += parameter.size
+    def _put_personal(self, vector: Vector, weights: Tensor, numbers: Tensor, stored: Tensor | None) -> None:
+        """Starts plus what is stored."""
+        own = torch.empty(len(numbers), vector.size, dtype=self.dtype, device=self.device)
+        for name, view in vector.split(own).items():
+            start = self._starts[name]
+            view.copy_(start(numbers).view_as(view) if callable(start) else start.expand_as(view))
+        if stored is not None:
+            own += stored
+        vector.put(weights, own)
 
     def _keep_personal(self, users: Ints, stored: npt.NDArray[np.floating], change: Tensor) -> None:
-        if self.layout.personal:
-            moved = torch.cat([change[:, span.begin : span.end] for span in self.layout.personal], 1)
+        if self.layout.personal is not None:
+            moved = self.layout.personal.take(change)
             self.store.write(users, stored + moved.cpu().numpy())
 
     def _training_plan(self, chosen: Ints, everyone: Ints) -> list[Chunk]:

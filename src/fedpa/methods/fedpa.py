@@ -28,9 +28,9 @@ from fedpa.errors import ConfigError
 from fedpa.federation.parameters import PERSONAL, SHARED, Block, Layout, Parameter, Scope, group
 from fedpa.federation.rows import Batch, group_sizes
 from fedpa.methods.method import FederatedMethod, register
-from fedpa.methods.settings import Settings
 from fedpa.models.foundation import Foundation
 from fedpa.models.products import rows_times, split_times
+from fedpa.settings import Settings
 
 __all__ = ["FedPA", "FedPAModel", "FedPASettings"]
 

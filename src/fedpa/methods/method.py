@@ -19,8 +19,8 @@ from fedpa.errors import ConfigError
 from fedpa.federation.local import AdaptedModel, click_loss
 from fedpa.federation.parameters import Scope
 from fedpa.federation.rows import ShardRows
-from fedpa.methods.settings import Settings
 from fedpa.models.foundation import Foundation
+from fedpa.settings import Settings
 
 __all__ = ["Baseline", "FederatedMethod", "Method", "find_method", "method_names", "register"]
 

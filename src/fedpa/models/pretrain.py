@@ -15,10 +15,10 @@ from fedpa.data.dataset import Dataset
 from fedpa.draws import derive_seed, generator
 from fedpa.errors import DataError
 from fedpa.evaluation.metrics import auc
-from fedpa.methods.settings import StrictSettings
 from fedpa.models.foundation import Foundation
 from fedpa.models.mlp import MLP
 from fedpa.progress import progress_bar
+from fedpa.settings import StrictSettings
 
 __all__ = ["PretrainSettings", "pretrain"]
 
