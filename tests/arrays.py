@@ -1,15 +1,26 @@
-"""A data set made of arrays, for tests that need no folder."""
+"""A data set made of arrays and an engine on it, for tests that need no folder."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+import torch
 
 from fedpa.data.dataset import PRIVATE, CodedFeature, Dataset, Part
+from fedpa.federation.local import AdaptedModel
+from fedpa.federation.rows import ShardRows
+from fedpa.federation.server import Server, Upload
+from fedpa.federation.shard import Shard
+from fedpa.methods.fedpa import FedPA, FedPASettings
+from fedpa.methods.method import FederatedMethod
+from fedpa.models.foundation import Foundation
+from fedpa.models.mlp import MLP
 
 Array = npt.NDArray[Any]
 
@@ -80,8 +91,20 @@ def _features(sizes: dict[str, dict[str, int]], side: str) -> tuple[CodedFeature
     return tuple(CodedFeature(n, k) for n, k in sizes.get(side, {}).items())
 
 
-def toy(users: int, rows_of: Array, seed: int = 0, *, items: int = 20, context: bool = False) -> ArrayDataset:
-    """Random features; a click depends on the user's and the item's first code, so that there is taste to learn."""
+def toy(
+    users: int,
+    rows_of: Array,
+    seed: int = 0,
+    *,
+    items: int = 20,
+    context: bool = False,
+    groups: tuple[str, ...] = ("kind", "size"),
+    features: str = "reference",
+) -> ArrayDataset:
+    """Random features; a click depends on the user's and the item's first code, so that there is taste to learn.
+
+    With causal `features` a group's code 0 means that the value is unknown.
+    """
     rng = np.random.default_rng(seed)
     user_codes = rng.integers(0, 3, (users, 2))
     item_codes = np.stack([np.arange(items) % 4, rng.integers(0, 3, items)], 1)
@@ -92,6 +115,7 @@ def toy(users: int, rows_of: Array, seed: int = 0, *, items: int = 20, context: 
     within = np.arange(len(user)) - np.repeat(np.cumsum(rows_of) - rows_of, rows_of)
     share = within / np.repeat(rows_of, rows_of)
     part = np.where(share < 0.6, Part.TRAIN, np.where(share < 0.8, Part.VAL, Part.TEST))
+    coded = {"kind": user_codes[:, 0], "size": rng.integers(0, 2, users), "age": rng.integers(0, 4, users)}
     return ArrayDataset(
         user_ids=np.arange(users) * 7 + 3,
         user_codes=user_codes,
@@ -100,12 +124,90 @@ def toy(users: int, rows_of: Array, seed: int = 0, *, items: int = 20, context: 
         item=item,
         label=label,
         part=part,
-        groups={"kind": user_codes[:, 0], "size": rng.integers(0, 2, users)},
+        groups={key: codes for key, codes in coded.items() if key in groups},
         sizes={
             "user": {"kind": 3, "size": 3},
             "item": {"type": 4, "colour": 3},
             "context": {"rate": 5} if context else {},
-            "groups": {"kind": 3, "size": 2},
+            "groups": {key: size for key, size in {"kind": 3, "size": 2, "age": 4}.items() if key in groups},
         },
+        features=features,
         context=rng.integers(0, 5, (len(user), 1)) if context else None,
     )
+
+
+CPU = torch.device("cpu")
+
+
+def toy_foundation(
+    data: ArrayDataset,
+    *,
+    dtype: torch.dtype = torch.float32,
+    embedding: int = 3,
+    hidden: Sequence[int] = (6, 4),
+    seed: int = 0,
+) -> Foundation:
+    """An untrained foundation for a toy data set."""
+    features = {"user": data.user_features, "item": data.item_features, "context": data.context_features}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Foundation.of(MLP(features, embedding, hidden).to(dtype), data.manifest["features"], {})
+
+
+@dataclass
+class ToyEngine:
+    """A server and its shards, as `adapt` puts them together."""
+
+    data: ArrayDataset
+    foundation: Foundation
+    method: FederatedMethod
+    model: AdaptedModel
+    shards: list[Shard]
+    server: Server
+
+    def round(self, number: int) -> Upload:
+        """One round of all shards; returns the sum of their uploads."""
+        upload = Upload.empty(self.model.layout)
+        for shard in self.shards:
+            upload += shard.round(self.server.state, number)
+        self.server.step(upload)
+        return upload
+
+    def personal(self) -> Array:
+        """Stored personal parameters of all users of the data set [users, size]."""
+        found = np.zeros((self.data.n_users, self.model.layout.personal_size), self.shards[0].settings.dtype)
+        for shard in self.shards:
+            found[shard.rows.users] = shard.store.read(np.arange(len(shard.rows.users)))
+        return found
+
+    def scores(self) -> Array:
+        """Scores of all rows of the data set that a shard has, in the data set's order; 0 elsewhere."""
+        found = np.zeros(self.data.n_rows, self.shards[0].settings.dtype)
+        for shard in self.shards:
+            found[shard.rows.row] = shard.scores(self.server.state)
+        return found
+
+
+def toy_engine(
+    folder: Path,
+    data: ArrayDataset,
+    method: FederatedMethod | None = None,
+    *,
+    divided: Sequence[Array] | None = None,
+    seed: int = 0,
+    **limits: int,
+) -> ToyEngine:
+    """An engine for a toy data set; `divided` gives the users of each shard."""
+    method = method or FedPA(FedPASettings(rank=2, gate_hidden=(3, 2)))
+    settings = method.settings
+    dtype = settings.torch_dtype
+    foundation = toy_foundation(data, dtype=dtype)
+    model = method.build(foundation, data, seed, CPU)
+    shards = []
+    for number, users in enumerate([None] if divided is None else divided):
+        rows = ShardRows.of(data, users, dtype=dtype, device=CPU)
+        room = folder / str(number)
+        room.mkdir(parents=True)
+        store = Shard.new_store(model, rows, settings, room)
+        shards.append(Shard(model, rows, settings, store, seed=seed, loss=method.loss, **limits))
+    return ToyEngine(data, foundation, method, model, shards, Server(model.layout, dtype))

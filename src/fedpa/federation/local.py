@@ -106,23 +106,17 @@ class LocalTrainer:
             name: view.detach().requires_grad_() for name, view in self.model.layout.views(self.weights[:users]).items()
         }
         losses = self.loss(self.model.forward(blocks, batch)[0], labels, row_weights)
-        gradients = torch.autograd.grad(losses.sum(), list(blocks.values()), allow_unused=True)
-        gradient = self._work[:users]
-        torch.cat(
-            [
-                (torch.zeros_like(b) if g is None else g).reshape(users, -1)
-                for g, b in zip(gradients, blocks.values(), strict=True)
-            ],
-            dim=1,
-            out=gradient,
-        )
+        found = torch.autograd.grad(losses.sum(), list(blocks.values()), allow_unused=True)
+        gradients = [
+            (torch.zeros_like(block) if gradient is None else gradient).reshape(users, -1)
+            for gradient, block in zip(found, blocks.values(), strict=True)
+        ]
         self._done += 1
-        first = self._done == 1
-        if first and last:
-            self._first_step(gradient, self.change[:users])
+        if self._done == 1 and last:
+            self._only_step(torch.cat(gradients, 1, out=self.change[:users]))
             return losses.detach()
-        update = self._update(gradient, users)
-        if first:
+        update = self._update(torch.cat(gradients, 1, out=self._work[:users]), users)
+        if self._done == 1:
             self.change[:users] = update
         else:
             self.change[:users] += update
@@ -130,15 +124,12 @@ class LocalTrainer:
             self.weights[:users] += update
         return losses.detach()
 
-    def _first_step(self, gradient: Tensor, out: Tensor) -> None:
-        """The step of a fresh optimiser; Adam's is lr g / (|g| + eps), with no moments to keep."""
-        if self.settings.optimizer == "sgd":
-            torch.mul(gradient, -self.settings.lr, out=out)
-            return
-        torch.abs(gradient, out=out)
-        out.add_(self.settings.adam_eps)
-        torch.div(gradient, out, out=out)
-        out.mul_(-self.settings.lr)
+    def _only_step(self, gradient: Tensor) -> None:
+        """Turn the gradient into the single step of a fresh optimiser, in place; Adam's is lr g / (|g| + eps)."""
+        if self.settings.optimizer == "adam":
+            scale = torch.abs(gradient, out=self._work[: len(gradient)]).add_(self.settings.adam_eps)
+            gradient.div_(scale)
+        gradient.mul_(-self.settings.lr)
 
     def _update(self, gradient: Tensor, users: int) -> Tensor:
         """The step of Kingma & Ba (2015), algorithm 1, or of plain gradient descent."""

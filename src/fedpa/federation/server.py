@@ -13,6 +13,9 @@ from fedpa.federation.parameters import Layout
 
 __all__ = ["FRACTION_BITS", "Server", "Upload"]
 
+CHUNK_LIMIT = 2.0**53
+"""Float64 adds integers exactly below this."""
+
 FRACTION_BITS = {torch.float32: 36, torch.float64: 44}
 """Changes are summed as integer multiples of 2^-bits. At 36 bits a change is rounded by less than 1e-11, far below
 float32's own rounding, and sums may reach 6.7e7; at 44 bits by less than 3e-14, and sums may reach 2.6e5."""
@@ -79,12 +82,12 @@ class Upload:
         total.check()
         return total
 
-    def check(self) -> None:
+    def check(self, limit: float = _SUM_LIMIT) -> None:
         """Refuse sums that could have overflowed."""
-        if not self.bound < _SUM_LIMIT:
+        if not self.bound < limit:
             raise FedpaError(
                 "training diverged: the changes of this round do not fit the range of exact sums "
-                f"(bound {self.bound:.3g}, limit {_SUM_LIMIT:.3g})",
+                f"(bound {self.bound:.3g}, limit {limit:.3g})",
                 "lower the learning rate, for instance --set lr=0.003",
             )
 

@@ -19,7 +19,7 @@ from fedpa.federation.local import AdaptedModel, LocalTrainer, Loss, click_loss
 from fedpa.federation.parameters import Vector
 from fedpa.federation.rows import ShardRows, group_values
 from fedpa.federation.schedule import Chunk, chunks, participants, row_block, shuffled_rows, steps_of
-from fedpa.federation.server import FRACTION_BITS, Upload
+from fedpa.federation.server import CHUNK_LIMIT, FRACTION_BITS, Upload
 from fedpa.federation.store import PersonalStore
 from fedpa.settings import Settings
 
@@ -27,7 +27,7 @@ __all__ = ["Shard"]
 
 Ints = npt.NDArray[np.int64]
 _Result = TypeVar("_Result")
-_USERS_PER_CHUNK = 128
+_USERS_PER_CHUNK = 512
 _ROWS_PER_CHUNK = 8192
 
 
@@ -179,37 +179,32 @@ class Shard:
         return self._sums(users[: chunk.real], change, losses[: chunk.real])
 
     def _sums(self, users: Ints, change: Tensor, losses: Tensor) -> Upload:
-        """Sum what is uploaded, as integers; nothing else leaves. `change` is overwritten."""
+        """Sum what is uploaded, as integers; nothing else leaves. `change` is overwritten.
+
+        The integers are added in float64, which is exact while no sum passes 2^53; `Upload.check` sees to that.
+        """
         unit = 2.0 ** FRACTION_BITS[self.dtype]
         count = self.rows.train[users]
-        weight = torch.from_numpy(count if self.settings.weighting == "rows" else np.ones_like(count)).to(self.device)
+        counts = count if self.settings.weighting == "rows" else np.ones_like(count)
+        weight = torch.from_numpy(counts).to(self.device)
+        low, high = (float(x) * unit for x in change.aminmax())
         upload = Upload.empty(self.layout)
-        change.mul_(unit).round_()
-        low, high = (float(x) for x in change.aminmax())
+        upload.bound = max(-low, high) * float(counts.sum()) if np.isfinite(low + high) else float("inf")
+        upload.check(CHUNK_LIMIT)
+        units = change.mul_(unit).round_()
         for index, vector in enumerate(self.layout.uploaded):
-            units = vector.take(change).to(torch.int64)
-            if self.settings.weighting == "rows":
-                units *= weight[:, None]
             if vector.scope.kind == "shared":
-                upload.sums[index] = units.sum(0, keepdim=True).cpu()
-                upload.weights[index] = weight.sum()[None].cpu()
-                members = len(users)
+                member = weight[None]
             else:
                 value = self.rows.groups[str(vector.scope.key)][torch.from_numpy(users).to(self.device)]
-                known = value >= 0
-                members = int(known.sum())
-                if members < len(users):
-                    value, units = value[known], units[known]
-                total = torch.zeros(vector.values, vector.size, dtype=torch.int64, device=self.device)
-                upload.sums[index] = total.index_add_(0, value, units).cpu()
-                weights = torch.zeros(vector.values, dtype=torch.int64, device=self.device)
-                upload.weights[index] = weights.index_add_(0, value, weight[known]).cpu()
-            upload.weights_up += vector.size * members
+                member = (value == torch.arange(vector.values, device=self.device)[:, None]) * weight
+            upload.weights[index] = member.sum(1).cpu()
+            upload.weights_up += vector.size * int((member > 0).any(0).sum())
+            total = member.double() @ vector.take(units).double()
+            upload.sums[index] = total.to(torch.int64).cpu()
         upload.participants = len(users)
         upload.rows = int(count.sum())
         upload.loss = int((losses.double() * unit).round().to(torch.int64).sum())
-        upload.bound = max(-low, high) * float(weight.sum()) if np.isfinite(low + high) else float("inf")
-        upload.check()
         return upload
 
     def _each(self, plan: list[Chunk], work: Callable[[Chunk, LocalTrainer], _Result]) -> Iterator[_Result]:
@@ -271,7 +266,7 @@ class Shard:
     ) -> None:
         """Fill flat parameters: what the server sent beside what each user keeps (None: nothing yet)."""
         for vector, table in zip(self.layout.uploaded, tables, strict=True):
-            rows = table if vector.scope.kind == "shared" else table[values[str(vector.scope.key)]]
+            rows = table if vector.scope.kind == "shared" else _select(table, values[str(vector.scope.key)])
             vector.put(weights, rows)
         if self.layout.personal is not None:
             where = torch.from_numpy(numbers).to(self.device)
@@ -302,3 +297,8 @@ class Shard:
 
     def _plan(self, users: Ints) -> list[Chunk]:
         return chunks(users, self.rows.train[users], batch_size=self.settings.batch_size, **self._limits)
+
+
+def _select(table: Tensor, value: Tensor) -> Tensor:
+    """Rows of a group's table; value -1 takes the last one, of zeros."""
+    return table.index_select(0, value % len(table))

@@ -20,7 +20,7 @@ from typing import Annotated, Literal, cast
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn.functional import linear
+from torch.nn.functional import embedding, linear
 
 from fedpa.data.dataset import Dataset
 from fedpa.draws import generator
@@ -146,9 +146,9 @@ class FedPAModel:
     def forward(self, blocks: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, list[Tensor]]:
         """Click logits [users, rows] and each layer's gate weights [users, rows, branches]."""
         user = blocks["user_embedding"][:, None, :]
-        rows = self.item_vectors[batch.items]
+        rows = embedding(batch.items, self.item_vectors)
         if len(self.context_offsets):
-            context = self.context_table[batch.context + self.context_offsets]
+            context = embedding(batch.context + self.context_offsets, self.context_table)
             rows = torch.cat([rows, context.flatten(-2)], -1)
         gates = []
         x: Tensor = rows
@@ -238,4 +238,4 @@ class FedPAModel:
 
     def _user_start(self, users: Tensor) -> Tensor:
         """Each user's start is the foundation's embedding of its features."""
-        return self.user_vectors[users]
+        return self.user_vectors.index_select(0, users)
