@@ -68,20 +68,20 @@ class ArrayDataset(Dataset):
             "part": part.astype(np.uint8),
         }
 
-    n_users = property(lambda self: len(self._ids))  # type: ignore[assignment]
-    n_items = property(lambda self: self._item_count)  # type: ignore[assignment]
-    n_rows = property(lambda self: len(self._rows["user"]))  # type: ignore[assignment]
-    user_views = property(lambda self: np.zeros(self.n_rows, np.uint32))  # type: ignore[assignment]
-    user_clicks = property(lambda self: np.zeros(self.n_rows, np.uint32))  # type: ignore[assignment]
-    user_ids = property(lambda self: self._ids)  # type: ignore[assignment]
-    user = property(lambda self: self._rows["user"])  # type: ignore[assignment]
-    item = property(lambda self: self._rows["item"])  # type: ignore[assignment]
-    label = property(lambda self: self._rows["label"])  # type: ignore[assignment]
-    part = property(lambda self: self._rows["part"])  # type: ignore[assignment]
-    group_sizes = property(lambda self: self._group_sizes)  # type: ignore[assignment]
-    user_features = property(lambda self: _features(self._sizes, "user"))  # type: ignore[assignment]
-    item_features = property(lambda self: _features(self._sizes, "item"))  # type: ignore[assignment]
-    context_features = property(lambda self: _features(self._sizes, "context"))  # type: ignore[assignment]
+    n_users = property(lambda self: len(self._ids))
+    n_items = property(lambda self: self._item_count)
+    n_rows = property(lambda self: len(self._rows["user"]))
+    user_views = property(lambda self: np.zeros(self.n_rows, np.uint32))
+    user_clicks = property(lambda self: np.zeros(self.n_rows, np.uint32))
+    user_ids = property(lambda self: self._ids)
+    user = property(lambda self: self._rows["user"])
+    item = property(lambda self: self._rows["item"])
+    label = property(lambda self: self._rows["label"])
+    part = property(lambda self: self._rows["part"])
+    group_sizes = property(lambda self: self._group_sizes)
+    user_features = property(lambda self: _features(self._sizes, "user"))
+    item_features = property(lambda self: _features(self._sizes, "item"))
+    context_features = property(lambda self: _features(self._sizes, "context"))
 
 
 _SIDES = ("user", "item", "context")
@@ -195,7 +195,8 @@ def toy_engine(
     *,
     divided: Sequence[Array] | None = None,
     seed: int = 0,
-    **limits: int,
+    users_per_chunk: int = 128,
+    rows_per_chunk: int = 8192,
 ) -> ToyEngine:
     """An engine for a toy data set; `divided` gives the users of each shard."""
     method = method or FedPA(FedPASettings(rank=2, gate_hidden=(3, 2)))
@@ -203,6 +204,7 @@ def toy_engine(
     dtype = settings.torch_dtype
     foundation = toy_foundation(data, dtype=dtype)
     model = method.build(foundation, data, seed, CPU)
+    limits = {"users_per_chunk": users_per_chunk, "rows_per_chunk": rows_per_chunk}
     shards = []
     for number, users in enumerate([None] if divided is None else divided):
         rows = ShardRows.of(data, users, dtype=dtype, device=CPU)

@@ -20,6 +20,7 @@ import yaml
 
 from fedpa.artifacts import FORMAT_VERSION, publish, write_json
 from fedpa.data.dataset import Dataset, Part
+from fedpa.device import open_device
 from fedpa.errors import ConfigError
 from fedpa.evaluation.metrics import auc, gauc, log_loss
 from fedpa.federation.rows import ShardRows
@@ -95,7 +96,7 @@ def adapt(
         raise ConfigError(f"method {chosen.name}: needs a foundation", "pretrain one or load one with load_foundation")
     if foundation is not None:
         foundation.check(dataset)
-    place = _device(device)
+    place = open_device(device)
     keep: tempfile.TemporaryDirectory[str] | None = None
     if out is None:
         keep = tempfile.TemporaryDirectory(prefix="fedpa-")
@@ -267,7 +268,8 @@ class _Rounds:
         return sum(p.numel() for p in self.foundation.model.parameters())
 
     def _save(self, server: Server, store: PersonalStore) -> None:
-        label = {"foundation": self.foundation.hash if self.foundation else "", "dataset": self.dataset.hash}
+        # One key: safetensors writes several in a random order.
+        label = {"foundation": self.foundation.hash if self.foundation else ""}
         safetensors.torch.save_file(server.named(), self.room / "shared.safetensors", label)
         if store.size:
             store.best.flush()
@@ -279,13 +281,3 @@ class _Rounds:
         folder.mkdir()
         yield folder
         shutil.rmtree(folder)
-
-
-def _device(name: str) -> torch.device:
-    try:
-        place = torch.device(name)
-        torch.empty(1, device=place)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"device {name!r} cannot be used here ({reason})", "use --device cpu") from None
-    return place

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -14,7 +15,7 @@ from typing import Any
 
 from fedpa.errors import ArtifactError
 
-__all__ = ["FORMAT_VERSION", "publish", "read_manifest", "sha256", "write_json"]
+__all__ = ["FORMAT_VERSION", "publish", "read_manifest", "replace_file", "sha256", "write_json"]
 
 FORMAT_VERSION = 1
 """Version of every folder that this package writes; another version is refused by name."""
@@ -98,13 +99,8 @@ def publish(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
     except OSError as error:
         raise ArtifactError(f"{out.parent}: cannot write here ({error.strerror})") from error
     try:
-        try:
+        with _explained(out):
             yield room
-        except OSError as error:
-            raise ArtifactError(
-                f"{out}: could not be written ({error.strerror or error})",
-                "free some space or choose another folder; nothing was left half-written",
-            ) from error
         room.chmod(0o777 & ~_umask())
         if out.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".old", dir=out.parent))
@@ -115,6 +111,41 @@ def publish(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
             room.rename(out)
     finally:
         shutil.rmtree(room, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def replace_file(path: Path) -> Iterator[Path]:
+    """Write a file that is replaced when the new one is complete.
+
+    Yields the path to write to, beside `path`; it is removed when the block fails.
+
+    Raises
+    ------
+    ArtifactError
+        If the file cannot be written.
+    """
+    fresh = path.with_name(f".{path.name}.new")
+    try:
+        with _explained(path):
+            yield fresh
+            fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _explained(out: Path) -> Iterator[None]:
+    """Turn a failure to write into an error that names what was being written."""
+    try:
+        yield
+    except Exception as error:
+        # Polars and safetensors have errors of their own for a full disk.
+        if not isinstance(error, OSError) and os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        raise ArtifactError(
+            f"{out}: could not be written ({getattr(error, 'strerror', None) or error})",
+            "free some space or choose another folder; nothing was left half-written",
+        ) from error
 
 
 def _umask() -> int:

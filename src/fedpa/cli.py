@@ -31,7 +31,7 @@ _MISTAKE, _INTERRUPTED = 2, 130
 class _Verbs(TyperGroup):
     """Turns what a user can mend into one message and an exit code."""
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         """Run a verb."""
         try:
             result = super().invoke(ctx)
@@ -412,13 +412,11 @@ def _settings(function: Callable[..., object], assignments: list[str] | None) ->
 
 
 def _write_predictions(run: Run) -> Path:
+    from fedpa.artifacts import replace_file
+
     path = run.path / "predictions.parquet"
-    fresh = path.with_name(f".{path.name}.new")
-    try:
+    with replace_file(path) as fresh:
         run.predictions().write_parquet(fresh)
-        fresh.replace(path)
-    finally:
-        fresh.unlink(missing_ok=True)
     return path
 
 
@@ -457,7 +455,10 @@ def _ranked(items: list[Any], columns: Mapping[str, list[float]]) -> Table:
 def _print(table: Table) -> None:
     from rich.console import Console
 
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:
+        console.width = 160
+    console.print(table)
 
 
 def _watched() -> bool:

@@ -21,7 +21,7 @@ from fedpa.models.pretrain import pretrain
 __all__ = ["demo"]
 
 _NOTE = "demo.json"
-_ROWS_PER_USER = 40.0
+_ROWS_PER_USER = 80.0
 _SHOWN = ("gauc", "auc", "logloss")
 
 

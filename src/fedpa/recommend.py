@@ -74,7 +74,8 @@ class Recommender:
         self._user_context = torch.from_numpy(dataset.user_context_now().astype(np.int64))
         self._local = {int(user): local for local, user in enumerate(shard.rows.users)}
         self._ids = dataset.item_ids
-        self._branches = ["foundation", "user", *dataset.group_sizes]
+        chosen = getattr(shard.settings, "groups", None)
+        self._branches = ["foundation", "user", *(dataset.group_sizes if chosen is None else chosen)]
 
     def recommend(self, user: int | str, k: int = 10) -> Recommendation:
         """The k best items that the user has no row of.

@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 import yaml
 
-from fedpa.artifacts import read_manifest, write_json
+from fedpa.artifacts import read_manifest, replace_file, write_json
 from fedpa.data.dataset import COLD, Dataset, Part
 from fedpa.errors import ArtifactError, ConfigError, DataError
 from fedpa.evaluation.report import click_report
@@ -36,6 +36,7 @@ __all__ = ["Run", "load_run"]
 
 PARTS = ("train", "val", "test", "unbiased")
 _SUPPORT = (0, 1, 3, 5)
+_KEYS = ("method", "seed", "settings", "dataset", "foundation")
 
 
 class Run:
@@ -63,6 +64,9 @@ class Run:
             self.config: dict[str, Any] = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise ArtifactError(f"{path / 'config.yaml'}: cannot be read ({error})", "adapt again") from error
+        absent = [key for key in _KEYS if not isinstance(self.config, dict) or key not in self.config]
+        if absent:
+            raise ArtifactError(f"{path / 'config.yaml'}: lacks {', '.join(absent)}", "adapt again")
         self.temporary: tempfile.TemporaryDirectory[str] | None = None
         self._foundation, self._dataset = foundation, dataset
 
@@ -136,7 +140,7 @@ class Run:
         try:
             named = safetensors.torch.load_file(file)
             with safetensors.safe_open(file, "pt") as opened:
-                carried = opened.metadata().get("foundation")
+                carried = (opened.metadata() or {}).get("foundation")
         except (OSError, safetensors.SafetensorError) as error:
             raise ArtifactError(f"{file}: cannot be read ({error})", "adapt again") from error
         if carried != self.config["foundation"]["hash"]:
@@ -253,17 +257,15 @@ class Run:
         file = self.path / "personal.safetensors"
         erased = 0
         if file.is_file():
-            fresh = self.path / ".personal.safetensors.new"
-            shutil.copyfile(file, fresh)
-            store = Generation(fresh, writable=True)
-            erased = int(np.count_nonzero(store.read(local)))
-            store.write(local, np.zeros((1, store.shape[1]), store.read(local).dtype))
-            store.flush()
-            fresh.replace(file)
+            with replace_file(file) as fresh:
+                shutil.copyfile(file, fresh)
+                store = Generation(fresh, writable=True)
+                erased = int(np.count_nonzero(store.read(local)))
+                store.write(local, np.zeros((1, store.shape[1]), store.read(local).dtype))
+                store.flush()
         self.summary["forgotten"] = int(self.summary.get("forgotten", 0)) + 1
-        fresh_summary = self.path / ".summary.json.new"
-        write_json(fresh_summary, self.summary)
-        fresh_summary.replace(self.path / "summary.json")
+        with replace_file(self.path / "summary.json") as fresh:
+            write_json(fresh, self.summary)
         self.__dict__.pop("recommender", None)
         self.__dict__.pop("scores", None)
         return {

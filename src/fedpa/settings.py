@@ -19,7 +19,7 @@ __all__ = ["Settings", "StrictSettings", "parse_assignments"]
 class StrictSettings(pydantic.BaseModel):
     """Frozen settings that refuse unknown keys and say what is wrong in one error."""
 
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
     @classmethod
     def checked(cls, values: Mapping[str, Any], where: str) -> Self:
@@ -72,12 +72,12 @@ class Settings(StrictSettings):
 
     rounds: Annotated[int, Field(ge=0)] = 30
     patience: Annotated[int, Field(ge=0)] = 5
-    select: Literal["logloss", "auc", "gauc"] = "logloss"
+    select: Literal["logloss", "auc", "gauc"] = "auc"
     participation: Annotated[float, Field(gt=0, le=1)] = 1.0
     epochs: Annotated[int, Field(ge=1)] = 1
     batch_size: Annotated[int, Field(ge=1)] = 1024
     optimizer: Literal["adam", "sgd"] = "adam"
-    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.01
+    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.003
     adam_betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     adam_eps: Annotated[float, Field(gt=0)] = 1e-8
     weighting: Literal["users", "rows"] = "users"

@@ -62,6 +62,11 @@ def result(engine: ToyEngine, rounds: int = 2) -> dict[str, Any]:
     return found
 
 
+def differing(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
+    """What is not the same, by name: the bytes themselves tell nobody anything."""
+    return [name for name in expected if found[name] != expected[name]]
+
+
 def divided(shards: int) -> list[Array]:
     """Users dealt to shards in turn; users 0 and 1 sit alone, and the last shard is empty, if there are seven."""
     if shards == 1:
@@ -86,7 +91,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_shards_and_threads_change_no_byte(tmp_path: Path, whole: dict[str, Any], shards: int, number: int) -> None:
     torch.set_num_threads(number)
     method = FedPA(FedPASettings(**SETTINGS))
-    assert result(toy_engine(tmp_path, uneven(), method, divided=divided(shards))) == whole
+    assert differing(result(toy_engine(tmp_path, uneven(), method, divided=divided(shards))), whole) == []
 
 
 @pytest.mark.parametrize("number", [1, 2])
@@ -102,20 +107,21 @@ def test_shards_and_threads_change_no_byte(tmp_path: Path, whole: dict[str, Any]
         {"users_per_chunk": 3, "rows_per_chunk": 100_000},
     ],
 )
-def test_chunks_change_no_byte(tmp_path: Path, whole: dict[str, Any], limits: dict[str, int], number: int) -> None:
+def test_chunks_change_no_byte(tmp_path: Path, whole: dict[str, Any], limits: dict[str, Any], number: int) -> None:
     torch.set_num_threads(number)
-    assert result(toy_engine(tmp_path, uneven(), FedPA(FedPASettings(**SETTINGS)), **limits)) == whole
+    engine = toy_engine(tmp_path, uneven(), FedPA(FedPASettings(**SETTINGS)), **limits)
+    assert differing(result(engine), whole) == []
 
 
 def test_a_wide_model_is_the_same_in_any_company(tmp_path: Path) -> None:
     """Widths as published, whose products take other kernels than those of a toy."""
     data = toy(40, np.random.default_rng(1).integers(1, 60, 40), features="causal")
     found = []
-    for number, limits in enumerate([{}, {"users_per_chunk": 1}, {"users_per_chunk": 3}]):
+    for number, users_per_chunk in enumerate([128, 1, 3]):
         method = FedPA(FedPASettings(batch_size=32))
-        engine = toy_engine(tmp_path / str(number), data, method, **limits)
+        engine = toy_engine(tmp_path / str(number), data, method, users_per_chunk=users_per_chunk)
         found.append(result(engine))
-    assert found[0] == found[1] == found[2]
+    assert differing(found[1], found[0]) == differing(found[2], found[0]) == []
 
 
 def test_a_shard_of_nobody_and_of_users_without_rows(tmp_path: Path) -> None:
@@ -227,7 +233,8 @@ def test_one_step_by_hand(tmp_path: Path, weighting: str) -> None:
 
 def test_nothing_personal_or_frozen_is_in_the_upload(tmp_path: Path) -> None:
     data = toy(5, np.full(5, 10))
-    engine = toy_engine(tmp_path, data, FedPA(FedPASettings(rank=2, gate_hidden=(3, 2), personal_bias=True)))
+    values = {"rank": 2, "gate_hidden": (3, 2), "personal_bias": True, "optimizer": "sgd", "lr": 0.7}
+    engine = toy_engine(tmp_path, data, FedPA(FedPASettings(**values)))
     layout, shard = engine.model.layout, engine.shards[0]
     sentinels = (np.arange(5 * layout.personal_size, dtype=np.float32) + 1000.5).reshape(5, -1) * 1e-4
     shard.store.begin(np.arange(5))
@@ -235,7 +242,7 @@ def test_nothing_personal_or_frozen_is_in_the_upload(tmp_path: Path) -> None:
     shard.store.commit()
     assert isinstance(engine.model, FedPAModel)
     frozen = [engine.model.item_vectors, *(value for pair in engine.model.frozen for value in pair)]
-    starts = engine.model.user_vectors
+    (starts,) = (p.start(torch.arange(5)) for p in layout.parameters() if callable(p.start))
     upload = shard.round(engine.server.state, 0)
     kept = shard.store.read(np.arange(5))
     assert (kept != sentinels).any()

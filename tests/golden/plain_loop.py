@@ -145,13 +145,13 @@ class PlainLoop:
                     where = 0 if self._kind(name) == "shared" else self.problem.values[self._key(name)][user]
                     changes.setdefault(name, []).append((where, weight, value - before[name]))
         for name, found in changes.items():
-            for value in {where for where, _, _ in found if where >= 0}:
-                mine = [(w, change) for where, w, change in found if where == value]
+            for group in {where for where, _, _ in found if where >= 0}:
+                mine = [(w, change) for where, w, change in found if where == group]
                 mean = torch.stack([w * change for w, change in mine]).sum(0) / sum(w for w, _ in mine)
                 if name in self.shared:
                     self.shared[name] = self.shared[name] + mean
                 else:
-                    self.groups[name][value] = self.groups[name][value] + mean
+                    self.groups[name][group] = self.groups[name][group] + mean
         return {"participants": len(took_part), "loss": float(np.mean(first_losses)) if took_part else 0.0}
 
     def scores(self, user: int, rows: Array) -> Tensor:
@@ -189,7 +189,7 @@ class PlainLoop:
                 loss = binary_cross_entropy_with_logits(logits, labels)
                 first = float(loss.detach()) if first is None else first
                 optimizer.zero_grad()
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
         return {name: value.detach() for name, value in weights.items()}, first or 0.0
 
@@ -362,7 +362,8 @@ def main() -> None:
     """Write `FILE`."""
     problem, part = random_problem(1)
     arrays = to_arrays(problem, part)
-    np.savez_compressed(FILE, **arrays, **rounds(problem, arrays["data/user"]))
+    content: dict[str, Any] = arrays | rounds(problem, arrays["data/user"])
+    np.savez_compressed(FILE, **content)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,17 @@ from golden import plain_loop
 from golden.plain_loop import PlainLoop, Problem, Rules
 
 TOLERANCE = 1e-9
+USERS = 10
+FOLLOWED = (
+    "optimizer",
+    "lr",
+    "adam_betas",
+    "adam_eps",
+    "epochs",
+    "batch_size",
+    "participation",
+    "weighting",
+)
 BASE: dict[str, Any] = {"dtype": "float64", "rank": 2, "lr": 0.02, "batch_size": 5, "epochs": 2, "gate_hidden": (3, 2)}
 
 
@@ -81,8 +92,8 @@ CASES: dict[str, dict[str, Any]] = {
 def test_the_engine_equals_the_loop(tmp_path: Path, case: str) -> None:
     chosen = dict(CASES[case])
     data = toy(
-        14,
-        np.random.default_rng(3).integers(1, 22, 14),
+        USERS,
+        np.random.default_rng(3).integers(1, 18, USERS),
         context=chosen.pop("context", False),
         groups=chosen.pop("toy_groups", ("kind", "size")),
         features=chosen.pop("features", "reference"),
@@ -98,10 +109,7 @@ def test_the_engine_equals_the_loop(tmp_path: Path, case: str) -> None:
         rank=settings.rank,
         alpha=settings.alpha,
         gate_scale=2.0 + len(keys) if settings.gate_init == "foundation" else 1.0,
-        **{
-            name: getattr(settings, name)
-            for name in "optimizer lr adam_betas adam_eps epochs batch_size participation weighting".split()
-        },
+        **{name: getattr(settings, name) for name in FOLLOWED},
     )
     loop = PlainLoop(problem_of(data, model, foundation, rows), rules, keys)
     shard = Shard(model, rows, settings, Shard.new_store(model, rows, settings, tmp_path), seed=9, users_per_chunk=5)
@@ -119,9 +127,9 @@ def test_the_engine_equals_the_loop(tmp_path: Path, case: str) -> None:
         assert named.keys() == loop.shared.keys() | loop.groups.keys()
         for name, found in named.items():
             close(found, loop.shared[name] if name in loop.shared else torch.stack(loop.groups[name]), name)
-    for name, found in personal_of(model.layout, shard, 14).items():
+    for name, found in personal_of(model.layout, shard, USERS).items():
         close(found, torch.stack([mine[name] for mine in loop.personal]), name)
-    expected = [loop.scores(u, np.flatnonzero(rows.user == u)) for u in range(14)]
+    expected = [loop.scores(u, np.flatnonzero(rows.user == u)) for u in range(USERS)]
     close(torch.from_numpy(shard.scores(server.state)), torch.cat(expected), "scores")
 
 
@@ -143,9 +151,7 @@ def test_the_file_holds_what_the_loop_computes(stored: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("users_per_chunk", [1, 4, 128])
-def test_the_engine_computes_what_the_file_holds(
-    tmp_path: Path, stored: dict[str, Any], users_per_chunk: int
-) -> None:
+def test_the_engine_computes_what_the_file_holds(tmp_path: Path, stored: dict[str, Any], users_per_chunk: int) -> None:
     rules = plain_loop.RULES
     data, foundation, starts = _stored_objects(stored)
     settings = FedPASettings(
@@ -154,7 +160,7 @@ def test_the_engine_computes_what_the_file_holds(
         gate_init="random",
         **{
             name: getattr(rules, name)
-            for name in "rank alpha optimizer lr epochs batch_size participation weighting".split()
+            for name in ["rank", "alpha", "optimizer", "lr", "epochs", "batch_size", "participation", "weighting"]
         },
     )
     model = FedPAModel(FedPA(settings), foundation, data, seed=0, device=CPU, starts=starts)

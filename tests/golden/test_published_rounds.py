@@ -9,6 +9,7 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
+from arrays import ArrayDataset
 from fedpa.data.dataset import Part
 from fedpa.federation.rows import ShardRows
 from fedpa.federation.server import Server
@@ -75,7 +76,7 @@ def _server_parameter(name: str, state: dict[str, torch.Tensor]) -> torch.Tensor
     return state[f"layers.{int(index) // 2}.gate.{int(index) % 2}.{kind}"]
 
 
-def _compare_personal(golden: reference.Golden, data: reference.ArrayDataset, model: FedPAModel, shard: Shard) -> None:
+def _compare_personal(golden: reference.Golden, data: ArrayDataset, model: FedPAModel, shard: Shard) -> None:
     names = [str(n) for n in golden["data/user_feature_names"]]
     users = sorted({int(name.split("/")[2]) for name in golden if name.startswith("final/personal/")})
     assert len(users) == 20

@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedpa.data.reading import scan_table, table_schema
-from fedpa.data.source import Feature, FeatureDivision, Source
+from fedpa.data.source import Feature, FeatureDivision, Reference, Source
 from fedpa.errors import ConfigError, DataError
 
 __all__ = ["DivisionSchema", "FeatureTable", "InteractionTable", "TablesSchema", "load", "read_schema"]
@@ -174,9 +174,17 @@ def load(schema: Path, raw: Path | None = None) -> Source:
         user_features=_named(users),
         item_features=_named(items),
         groups=settings.groups,
+        reference=_reference(users, items),
         division=FeatureDivision(settings.division.feature, settings.division.values) if settings.division else None,
         undated=settings.undated,
     )
+
+
+def _reference(users: FeatureTable | None, items: FeatureTable | None) -> Reference | None:
+    """The published encoding of one's own tables: every categorical column, codes over the whole table."""
+    if users is None or items is None or not users.categorical or not items.categorical:
+        return None
+    return Reference(tuple(users.categorical), tuple(items.categorical), binned=())
 
 
 def _named(table: FeatureTable | None) -> tuple[Feature, ...]:

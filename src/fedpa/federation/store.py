@@ -7,10 +7,12 @@ the next one, so the current one is never touched; the best one is kept by not r
 
 from __future__ import annotations
 
+import itertools
 import json
 import mmap
 import os
 import struct
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -25,6 +27,7 @@ _DTYPES: dict[str, tuple[str, type[np.floating]]] = {
     "float32": ("F32", np.float32),
     "float64": ("F64", np.float64),
 }
+_AGAIN = "adapt again"
 _RELEASE_BYTES = 256 << 20
 _COPY_ROWS = 4096
 Rows = npt.NDArray[np.int64]
@@ -44,29 +47,35 @@ class Generation:
         try:
             file = os.open(path, flags)
         except OSError as error:
-            raise ArtifactError(f"{path}: cannot be opened ({error.strerror})") from error
+            raise ArtifactError(f"{path}: cannot be opened ({error.strerror})", _AGAIN) from error
         try:
             length = os.fstat(file).st_size
             head = os.pread(file, 8, 0)
             size = struct.unpack("<Q", head)[0] if len(head) == 8 else length
             if 8 + size > length:
-                raise ArtifactError(f"{path}: cut short; expected a safetensors header, found {length} bytes")
-            header = json.loads(os.pread(file, size, 8))
-            entry = header["personal"]
-            dtype = next(d for name, d in _DTYPES.values() if name == entry["dtype"])
-            users, width = entry["shape"]
+                raise ArtifactError(f"{path}: cut short; expected a safetensors header, found {length} bytes", _AGAIN)
+            try:
+                header = json.loads(os.pread(file, size, 8))
+                entry = header["personal"]
+                dtype = dict(_DTYPES.values())[entry["dtype"]]
+                users, width = map(int, entry["shape"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise ArtifactError(f"{path}: its header is not that of personal parameters", _AGAIN) from error
             if length != 8 + size + users * width * np.dtype(dtype).itemsize:
-                raise ArtifactError(f"{path}: cut short; {users} users were expected, found {length} bytes")
+                raise ArtifactError(f"{path}: cut short; {users} users were expected, found {length} bytes", _AGAIN)
             self.metadata: dict[str, str] = header.get("__metadata__", {})
-            self._map = mmap.mmap(file, length, mmap.MAP_SHARED, mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0))
+            self._map = mmap.mmap(file, length, mmap.MAP_SHARED, mmap.PROT_READ)
+            self._file = os.dup(file) if writable else -1
         finally:
             os.close(file)
+        self._offset = 8 + size
+        weakref.finalize(self, _close, self._file)
         self._array = np.frombuffer(self._map, dtype, users * width, 8 + size).reshape(users, width)
         self._touched = 0
 
     @classmethod
     def create(cls, path: Path, users: int, size: int, dtype: str, metadata: Mapping[str, str]) -> Generation:
-        """A new file of zeros; it takes no room on the disk until rows are written."""
+        """A new file of zeros, its room reserved: to read a hole through a map of a full memory disk is fatal."""
         name, kind = _DTYPES[dtype]
         length = users * size * np.dtype(kind).itemsize
         header = json.dumps(
@@ -80,12 +89,20 @@ class Generation:
         with path.open("wb") as file:
             file.write(struct.pack("<Q", len(header)) + header)
             file.truncate(8 + len(header) + length)
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, 8 + len(header) + length)
         return cls(path, writable=True)
 
     @property
     def shape(self) -> tuple[int, int]:
         """Users and weights per user."""
         return self._array.shape
+
+    @property
+    def dtype(self) -> np.dtype[np.floating]:
+        """Of every weight."""
+        found: np.dtype[np.floating] = self._array.dtype
+        return found
 
     def read(self, rows: Rows) -> Values:
         """A copy of the rows [len(rows), size]."""
@@ -94,9 +111,21 @@ class Generation:
         return values
 
     def write(self, rows: Rows, values: Values) -> None:
-        """Write rows in place."""
-        self._array[rows] = values
-        self._release(values.nbytes)
+        """Write rows in place; ascending rows that follow each other go in one call.
+
+        Written through the file, not the map: a new page of a map costs a page fault, a multiple of the copy.
+        """
+        if not len(rows):
+            return
+        values = np.ascontiguousarray(values, self._array.dtype)
+        width = self._array.shape[1] * values.itemsize
+        edges = [0, *(np.flatnonzero(np.diff(rows) != 1) + 1).tolist(), len(rows)]
+        for begin, end in itertools.pairwise(edges):
+            rest = memoryview(values[begin:end]).cast("B")
+            place = self._offset + int(rows[begin]) * width
+            while rest:
+                done = os.pwrite(self._file, rest, place)
+                rest, place = rest[done:], place + done
 
     def copy_rows(self, other: Generation, rows: Rows) -> None:
         """Copy rows from another generation, a few thousand at a time."""
@@ -106,13 +135,18 @@ class Generation:
 
     def flush(self) -> None:
         """Have the written rows on the disk before this returns."""
-        self._map.flush()
+        os.fsync(self._file)
 
     def _release(self, touched: int) -> None:
         self._touched += touched
         if self._touched >= _RELEASE_BYTES:
             self._map.madvise(mmap.MADV_DONTNEED)
             self._touched = 0
+
+
+def _close(file: int) -> None:
+    if file >= 0:
+        os.close(file)
 
 
 class PersonalStore:
@@ -155,6 +189,8 @@ class PersonalStore:
         store.size, store._users, store._current, store._best, store._next = size, users, 0, 0, None
         store._empty = np.zeros((users, 0), _DTYPES[dtype][1])
         store._slots = [Generation(path)] if path is not None else []
+        if path is not None and store._slots[0].dtype != _DTYPES[dtype][1]:
+            raise ArtifactError(f"{path}: holds {store._slots[0].dtype}, expected {dtype}", _AGAIN)
         if path is not None and store._slots[0].shape != (users, size):
             raise ArtifactError(
                 f"{path}: holds {store._slots[0].shape[0]} users of {store._slots[0].shape[1]} weights, "

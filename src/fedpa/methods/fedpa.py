@@ -66,13 +66,13 @@ class FedPASettings(Settings):
 
 @register
 class FedPA(FederatedMethod):
-    """The method; see the module's docstring."""
+    """User-level and group-level LoRA around every layer of the foundation, mixed by gates."""
 
     name = "fedpa"
     settings_type = FedPASettings
     presets = {  # noqa: RUF012
         "default": {},
-        "reference": {"lora_init": "zero", "gate_init": "random", "lr": 0.1, "select": "auc", "patience": 0},
+        "reference": {"lora_init": "zero", "gate_init": "random", "lr": 0.1, "patience": 0},
     }
 
     def scope(self, name: str) -> Scope:
@@ -130,11 +130,12 @@ class FedPAModel:
         self._starts = starts or {}
         self._seed = seed
         self._dtype, self._device = dtype, device
-        with torch.inference_mode():
-            users: Tensor = mlp.embed("user", torch.from_numpy(dataset.user_codes).long())
-            self.item_vectors = mlp.embed("item", torch.from_numpy(dataset.item_codes).long()).to(device, dtype)
-        self.user_vectors: Tensor = users.to(device, dtype)
         self._mlp = mlp
+        with torch.inference_mode():
+            self.item_vectors = mlp.embed("item", torch.from_numpy(dataset.item_codes).long()).to(device, dtype)
+        self.user_codes = torch.from_numpy(dataset.user_codes)
+        self.user_table = self._frozen(mlp.tables["user"].get_parameter("weight"))
+        self.user_offsets: Tensor = mlp.get_buffer("offsets_user")
         self.context_table = self._frozen(mlp.tables["context"].get_parameter("weight"))
         self.context_offsets: Tensor = mlp.get_buffer("offsets_context").to(device)
         self.frozen = [
@@ -185,7 +186,7 @@ class FedPAModel:
 
     def _blocks(self, keys: tuple[str, ...]) -> list[Block]:
         rank = self.settings.rank
-        width = self.user_vectors.shape[1]
+        width = self._mlp.width("user")
         blocks = [Block("user_embedding", (Parameter("user_embedding", (width,), self._user_start),))]
         for layer, (weight, _) in enumerate(self.frozen):
             name = f"layers.{layer}"
@@ -238,4 +239,5 @@ class FedPAModel:
 
     def _user_start(self, users: Tensor) -> Tensor:
         """Each user's start is the foundation's embedding of its features."""
-        return self.user_vectors.index_select(0, users)
+        codes = self.user_codes.index_select(0, users.cpu()) + self.user_offsets
+        return embedding(codes.to(self._device), self.user_table).flatten(1)

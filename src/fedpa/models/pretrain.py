@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from fedpa.data.dataset import Dataset
+from fedpa.device import open_device
 from fedpa.draws import derive_seed, generator
 from fedpa.errors import DataError
 from fedpa.evaluation.metrics import auc
@@ -85,12 +86,12 @@ def pretrain(
     Raises
     ------
     ConfigError
-        If a setting is unknown or invalid.
+        If a setting or the device is unknown or invalid.
     DataError
         If there are no open rows to train on or to hold out.
     """
     chosen = PretrainSettings.checked(settings, "pretraining")
-    place = torch.device(device)
+    place = open_device(device)
     train, held_out = (_rows(dataset, part, place) for part in ("foundation", "foundation_val"))
     torch.manual_seed(derive_seed(seed, "pretrain"))
     features = {s: dataset.manifest["features"][s] for s in ("user", "item", "context")}

@@ -1,0 +1,52 @@
+# make demo and make test are all that a newcomer needs; both install what is missing first.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+# Tests run side by side, so each of them computes on one thread.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -rfEs
+
+.PHONY: help install demo test test-slow test-all lint format bench
+
+help:
+	@echo "make install    a virtual environment in .venv, with the tested versions"
+	@echo "make demo       the whole path on synthetic users, in ./fedpa-demo"
+	@echo "make test       the fast tests"
+	@echo "make test-slow  the end-to-end tests"
+	@echo "make test-all   every test"
+	@echo "make lint       ruff, format and strict types"
+	@echo "make format     format the code"
+	@echo "make bench      every benchmark, as JSON"
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/fedpa demo
+
+test: $(INSTALLED)
+	$(PYTEST) -m "not slow"
+
+# Exit code 5 says that no test was chosen.
+test-slow: $(INSTALLED)
+	$(PYTEST) -m slow || test $$? -eq 5
+
+test-all: $(INSTALLED)
+	$(PYTEST)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(INSTALLED)
+	@set -e; for file in benchmarks/*.py; do $(BIN)/python $$file; done
