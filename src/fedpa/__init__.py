@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -37,6 +38,10 @@ __all__ = [
     "pretrain",
     "register",
 ]
+
+# Intel's library otherwise picks the order of a sum by the address of the matrix, so that a user's result would depend on
+# who is computed beside it. It reads this at its first product; set by the user, it is left alone.
+os.environ.setdefault("MKL_CBWR", "AVX2,STRICT")
 
 _HOMES = {
     "Dataset": "fedpa.data.dataset",

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedpa.federation.schedule import chunks, padded_length, participants, row_block, shuffled_rows, steps_of
+from fedpa.federation.schedule import chunks, padded_length, participants, row_block, shuffled_rows, steps_of, users_in_whole_vectors
 
 counts = st.lists(st.integers(0, 300), min_size=1, max_size=40)
 
@@ -47,7 +47,8 @@ def test_every_row_of_every_user_is_trained_on_once(
         local = chunk.users // 3
         assert chunk.real <= users_per_chunk
         assert chunk.real == 1 or chunk.real * chunk.width <= rows_per_chunk
-        assert len(chunk.users) == max(2, chunk.real)
+        assert len(chunk.users) * chunk.width % 32 == 0
+        assert 0 <= len(chunk.users) - chunk.real < users_in_whole_vectors(chunk.width) <= 32
         assert set(chunk.users) == set(chunk.users[: chunk.real])
         assert batch_size is None or chunk.width <= batch_size
         seen: list[list[int]] = [[] for _ in local]

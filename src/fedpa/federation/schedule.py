@@ -1,7 +1,13 @@
-"""Which users and rows are trained together: dense blocks of users with equally long runs of rows."""
+"""Which users and rows are trained together: dense blocks of users with equally long runs of rows.
+
+A user's result must not depend on who is in its chunk. Two things would let it: kernels for vectors treat the last few
+elements of a tensor otherwise than the rest (`VECTOR_ROWS`), and libraries for products of matrices pick kernels by
+shape and address (see ``MKL_CBWR`` in `fedpa`; every user has products of its own, of one shape).
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -10,7 +16,11 @@ import numpy.typing as npt
 
 from fedpa.draws import uniform
 
-__all__ = ["Chunk", "chunks", "padded_length", "participants", "row_block", "shuffled_rows", "steps_of"]
+__all__ = ["Chunk", "chunks", "padded_length", "participants", "row_block", "shuffled_rows", "steps_of", "users_in_whole_vectors"]
+
+VECTOR_ROWS = 32
+"""A chunk is filled up with copies of a user to a multiple of this many rows: the longest run of elements that a kernel
+takes at once, so that none is left over."""
 
 Ints = npt.NDArray[np.int64]
 
@@ -22,8 +32,7 @@ class Chunk:
     Attributes
     ----------
     users : ndarray
-        User numbers [users]. A lone user stands twice: a batched product of one takes another kernel than one of
-        many, and results must not depend on company.
+        User numbers [users], the last repeated to fill whole vectors.
     real : int
         How many of `users` are not such padding.
     width : int
@@ -44,6 +53,11 @@ def padded_length(rows: Ints) -> Ints:
     step = np.maximum(1, 1 << np.maximum(0, np.ceil(np.log2(rows)).astype(np.int64) - 3))
     padded: Ints = -(-rows // step) * step
     return padded
+
+
+def users_in_whole_vectors(width: int) -> int:
+    """Fewest users whose rows fill whole vectors, two at least: a batched product of one takes another kernel."""
+    return max(2, VECTOR_ROWS // math.gcd(VECTOR_ROWS, width))
 
 
 def chunks(
@@ -73,11 +87,12 @@ def chunks(
         if begin == end:
             continue
         w, s = int(width[begin]), int(steps[begin])
+        whole = users_in_whole_vectors(w)
         most = max(1, min(users_per_chunk, rows_per_chunk // w))
         for first in range(begin, end, most):
             members = users[first : min(first + most, end)]
             real = len(members)
-            found.append(Chunk(np.repeat(members, 2) if real == 1 else members, real, w, s))
+            found.append(Chunk(np.pad(members, (0, -real % whole), mode="edge"), real, w, s))
     return found
 
 

@@ -11,16 +11,41 @@ from torch import Tensor
 from fedpa.errors import ArtifactError, FedpaError
 from fedpa.federation.parameters import Layout
 
-__all__ = ["FRACTION_BITS", "Server", "Upload"]
-
-CHUNK_LIMIT = 2.0**53
-"""Float64 adds integers exactly below this."""
+__all__ = ["FRACTION_BITS", "Server", "Upload", "exact_product"]
 
 FRACTION_BITS = {torch.float32: 36, torch.float64: 44}
 """Changes are summed as integer multiples of 2^-bits. At 36 bits a change is rounded by less than 1e-11, far below
 float32's own rounding, and sums may reach 6.7e7; at 44 bits by less than 3e-14, and sums may reach 2.6e5."""
 
 _SUM_LIMIT = 2.0**62
+_HALF_BITS = 24
+
+
+def exact_product(member: Tensor, units: Tensor, bound: float) -> Tensor:
+    """Sums of integers in floating point, exactly.
+
+    Float64 adds integers exactly while no sum passes 2^53; where one might, the upper bits are summed apart.
+
+    Parameters
+    ----------
+    member : Tensor
+        Weights [values, users], int64.
+    units : Tensor
+        Integers [users, size] in floating point.
+    bound : float
+        Upper bound of every absolute sum; below 2^62.
+
+    Returns
+    -------
+    Tensor
+        ``member @ units`` [values, size], int64.
+    """
+    weight, units = member.double(), units.double()
+    if bound < 2.0**53:
+        return (weight @ units).to(torch.int64)
+    high = (units * 2.0**-_HALF_BITS).floor_()
+    low = torch.sub(units, high, alpha=2.0**_HALF_BITS)
+    return ((weight @ high).to(torch.int64) << _HALF_BITS) + (weight @ low).to(torch.int64)
 
 
 @dataclass
@@ -82,12 +107,12 @@ class Upload:
         total.check()
         return total
 
-    def check(self, limit: float = _SUM_LIMIT) -> None:
+    def check(self) -> None:
         """Refuse sums that could have overflowed."""
-        if not self.bound < limit:
+        if not self.bound < _SUM_LIMIT:
             raise FedpaError(
                 "training diverged: the changes of this round do not fit the range of exact sums "
-                f"(bound {self.bound:.3g}, limit {limit:.3g})",
+                f"(bound {self.bound:.3g}, limit {_SUM_LIMIT:.3g})",
                 "lower the learning rate, for instance --set lr=0.003",
             )
 

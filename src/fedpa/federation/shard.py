@@ -18,8 +18,8 @@ from fedpa.errors import FedpaError
 from fedpa.federation.local import AdaptedModel, LocalTrainer, Loss, click_loss
 from fedpa.federation.parameters import Vector
 from fedpa.federation.rows import ShardRows, group_values
-from fedpa.federation.schedule import Chunk, chunks, participants, row_block, shuffled_rows, steps_of
-from fedpa.federation.server import CHUNK_LIMIT, FRACTION_BITS, Upload
+from fedpa.federation.schedule import VECTOR_ROWS, Chunk, chunks, participants, row_block, shuffled_rows, steps_of
+from fedpa.federation.server import FRACTION_BITS, Upload, exact_product
 from fedpa.federation.store import PersonalStore
 from fedpa.settings import Settings
 
@@ -179,10 +179,7 @@ class Shard:
         return self._sums(users[: chunk.real], change, losses[: chunk.real])
 
     def _sums(self, users: Ints, change: Tensor, losses: Tensor) -> Upload:
-        """Sum what is uploaded, as integers; nothing else leaves. `change` is overwritten.
-
-        The integers are added in float64, which is exact while no sum passes 2^53; `Upload.check` sees to that.
-        """
+        """Sum what is uploaded, as integers; nothing else leaves. `change` is overwritten."""
         unit = 2.0 ** FRACTION_BITS[self.dtype]
         count = self.rows.train[users]
         counts = count if self.settings.weighting == "rows" else np.ones_like(count)
@@ -190,7 +187,7 @@ class Shard:
         low, high = (float(x) * unit for x in change.aminmax())
         upload = Upload.empty(self.layout)
         upload.bound = max(-low, high) * float(counts.sum()) if np.isfinite(low + high) else float("inf")
-        upload.check(CHUNK_LIMIT)
+        upload.check()
         units = change.mul_(unit).round_()
         for index, vector in enumerate(self.layout.uploaded):
             if vector.scope.kind == "shared":
@@ -200,8 +197,7 @@ class Shard:
                 member = (value == torch.arange(vector.values, device=self.device)[:, None]) * weight
             upload.weights[index] = member.sum(1).cpu()
             upload.weights_up += vector.size * int((member > 0).any(0).sum())
-            total = member.double() @ vector.take(units).double()
-            upload.sums[index] = total.to(torch.int64).cpu()
+            upload.sums[index] = exact_product(member, vector.take(units), upload.bound).cpu()
         upload.participants = len(users)
         upload.rows = int(count.sum())
         upload.loss = int((losses.double() * unit).round().to(torch.int64).sum())
@@ -238,7 +234,7 @@ class Shard:
             torch.set_num_threads(threads)
 
     def _new_trainer(self) -> LocalTrainer:
-        users = max(2, self._limits["users_per_chunk"])
+        users = self._limits["users_per_chunk"] + VECTOR_ROWS
         return LocalTrainer(self.model, self._loss, self.settings, users, self.device)
 
     def _tables(self, state: Sequence[Tensor]) -> list[Tensor]:
