@@ -135,6 +135,7 @@ class Floor:
         self.sweeps = -(-users // 512)
 
     def run(self) -> None:
+        """Do all of it once."""
         torch.set_num_threads(1)
         work: list[Callable[[], None]] = [lambda a=a, b=b, n=n: repeat_product(a, b, n) for a, b, n in self.products]  # type: ignore[misc]
         halves = [self.weights.clone() for _ in range(self.threads)]
@@ -159,7 +160,7 @@ class Recorder(TorchDispatchMode):
     """Notes the operand shapes of every matrix product."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.shapes: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -39,8 +39,8 @@ __all__ = [
     "register",
 ]
 
-# Intel's library otherwise picks the order of a sum by the address of the matrix, so that a user's result would depend on
-# who is computed beside it. It reads this at its first product; set by the user, it is left alone.
+# Intel's library otherwise picks the order of a sum by the address of the matrix, so that a user's result would depend
+# on who is computed beside it. It reads this at its first product; set by the user, it is left alone.
 os.environ.setdefault("MKL_CBWR", "AVX2,STRICT")
 
 _HOMES = {

@@ -79,7 +79,7 @@ def test_each_user_trains_as_alone_with_pytorch(number: int, chosen: dict[str, A
             loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels[user, real])
             assert losses[index][user].item() == pytest.approx(loss.item(), abs=1e-12)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
         after = torch.cat([value.detach().flatten() for value in own.values()])
         torch.testing.assert_close(trainer.change[user], after - begin[user], rtol=0, atol=1e-12)

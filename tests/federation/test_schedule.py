@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedpa.federation.schedule import chunks, padded_length, participants, row_block, shuffled_rows, steps_of, users_in_whole_vectors
+from fedpa.federation.schedule import (
+    chunks,
+    padded_length,
+    participants,
+    row_block,
+    shuffled_rows,
+    steps_of,
+    users_in_whole_vectors,
+)
 
 counts = st.lists(st.integers(0, 300), min_size=1, max_size=40)
 

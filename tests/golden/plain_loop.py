@@ -189,7 +189,7 @@ class PlainLoop:
                 loss = binary_cross_entropy_with_logits(logits, labels)
                 first = float(loss.detach()) if first is None else first
                 optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 optimizer.step()
         return {name: value.detach() for name, value in weights.items()}, first or 0.0
 

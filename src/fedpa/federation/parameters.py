@@ -117,7 +117,7 @@ class Vector:
         return sum(span.size for span in self.spans)
 
     def take(self, flat: Tensor) -> Tensor:
-        """This scope's columns of flat vectors [users, layout size] as [users, size]."""
+        """Columns of this scope in flat vectors [users, layout size] as [users, size]."""
         return torch.cat([flat[:, span.begin : span.end] for span in self.spans], dim=1)
 
     def put(self, flat: Tensor, values: Tensor) -> None:

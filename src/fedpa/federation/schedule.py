@@ -16,7 +16,16 @@ import numpy.typing as npt
 
 from fedpa.draws import uniform
 
-__all__ = ["Chunk", "chunks", "padded_length", "participants", "row_block", "shuffled_rows", "steps_of", "users_in_whole_vectors"]
+__all__ = [
+    "Chunk",
+    "chunks",
+    "padded_length",
+    "participants",
+    "row_block",
+    "shuffled_rows",
+    "steps_of",
+    "users_in_whole_vectors",
+]
 
 VECTOR_ROWS = 32
 """A chunk is filled up with copies of a user to a multiple of this many rows: the longest run of elements that a kernel

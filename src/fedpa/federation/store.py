@@ -121,7 +121,7 @@ class Generation:
         width = self._array.shape[1] * values.itemsize
         edges = [0, *(np.flatnonzero(np.diff(rows) != 1) + 1).tolist(), len(rows)]
         for begin, end in itertools.pairwise(edges):
-            rest = memoryview(values[begin:end]).cast("B")
+            rest = values[begin:end].data.cast("B")
             place = self._offset + int(rows[begin]) * width
             while rest:
                 done = os.pwrite(self._file, rest, place)

@@ -176,7 +176,7 @@ class FedPAModel:
         hidden = torch.relu(down[..., adapters:] + blocks[f"{name}.gate.0.bias"][:, None, :])
         scores = rows_times(hidden, blocks[f"{name}.gate.1.weight"]) + blocks[f"{name}.gate.1.bias"][:, None, :]
         gate = torch.softmax(scores, -1) * self.gate_scale
-        low = down[..., :adapters].unflatten(-1, (-1, self.settings.rank))  # type: ignore[no-untyped-call]
+        low = down[..., :adapters].unflatten(-1, (-1, self.settings.rank))
         scaled = low * (gate[..., 1:, None] * (self.settings.alpha / self.settings.rank))
         mixed = torch.bmm(scaled.flatten(-2), blocks[f"{name}.up"])
         return torch.addcmul(mixed, gate[..., :1], backbone), gate
@@ -230,8 +230,8 @@ class FedPAModel:
         if name.endswith(".gate.1.bias") and settings.gate_init == "open":
             return torch.tensor([3.0] + [0.0] * (shape[0] - 1))
         fan_in = shape[-1] if len(shape) > 1 else self._fan_in(name)
-        draw = torch.rand(shape, dtype=torch.float64, generator=generator(self._seed, f"start/{name}"))
-        return (2 * draw - 1) / fan_in**0.5
+        draw: Tensor = torch.rand(shape, dtype=torch.float64, generator=generator(self._seed, f"start/{name}"))
+        return (2 * draw - 1).div(fan_in**0.5)
 
     def _fan_in(self, bias: str) -> int:
         layer = int(bias.split(".")[1])
