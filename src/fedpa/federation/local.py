@@ -67,6 +67,8 @@ class LocalTrainer:
         The users' flat parameters [users, size]: fill it, then call `step` for every batch.
     change : Tensor
         After `step`: by how much each weight has moved since `start`, [users, size].
+    room : Tensor
+        Working memory for one scope of the users' uploads, float64 [users x size].
     """
 
     def __init__(self, model: AdaptedModel, loss: Loss, settings: Settings, users: int, device: torch.device) -> None:
@@ -77,6 +79,7 @@ class LocalTrainer:
         dtype = settings.torch_dtype
         self.weights = torch.empty(size, dtype=dtype, device=device)
         self.change = torch.empty_like(self.weights)
+        self.room = torch.empty(users * model.layout.largest_upload, dtype=torch.float64, device=device)
         self._work = torch.empty_like(self.weights)
         self._moments: tuple[Tensor, Tensor] | None = None
         self._done = 0
@@ -102,26 +105,36 @@ class LocalTrainer:
             Loss per user before the step [users].
         """
         users = len(labels)
-        blocks = {
-            name: view.detach().requires_grad_() for name, view in self.model.layout.views(self.weights[:users]).items()
-        }
-        losses = self.loss(self.model.forward(blocks, batch)[0], labels, row_weights)
-        found = torch.autograd.grad(losses.sum(), list(blocks.values()), allow_unused=True)
-        gradients = [
-            (torch.zeros_like(block) if gradient is None else gradient).reshape(users, -1)
-            for gradient, block in zip(found, blocks.values(), strict=True)
-        ]
+        first = self._done == 0
+        gradient = (self.change if first and last else self._work)[:users]
+        losses = self._differentiate(batch, labels, row_weights, gradient)
         self._done += 1
-        if self._done == 1 and last:
-            self._only_step(torch.cat(gradients, 1, out=self.change[:users]))
-            return losses.detach()
-        update = self._update(torch.cat(gradients, 1, out=self._work[:users]), users)
-        if self._done == 1:
+        if first and last:
+            self._only_step(gradient)
+            return losses
+        update = self._update(gradient, users)
+        if first:
             self.change[:users] = update
         else:
             self.change[:users] += update
         if not last:
             self.weights[:users] += update
+        return losses
+
+    def _differentiate(self, batch: Batch, labels: Tensor, row_weights: Tensor, gradient: Tensor) -> Tensor:
+        """Losses [users]; their gradients go into flat vectors [users, size]."""
+        views = self.model.layout.views
+        blocks = {n: view.detach().requires_grad_() for n, view in views(self.weights[: len(labels)]).items()}
+        places = views(gradient)
+        for name, block in blocks.items():
+            block.main_grad = places[name]  # type: ignore[attr-defined]
+        losses = self.loss(self.model.forward(blocks, batch)[0], labels, row_weights)
+        found = torch.autograd.grad(losses.sum(), list(blocks.values()), allow_unused=True)
+        for place, value in zip(places.values(), found, strict=True):
+            if value is None:
+                place.zero_()
+            elif value.data_ptr() != place.data_ptr():
+                place.copy_(value)
         return losses.detach()
 
     def _only_step(self, gradient: Tensor) -> None:

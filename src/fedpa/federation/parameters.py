@@ -116,16 +116,21 @@ class Vector:
         """Number of weights."""
         return sum(span.size for span in self.spans)
 
+    def pairs(self, flat: Tensor, values: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Views of the same weights in flat vectors [users, layout size] and in this scope's own [rows, size]."""
+        position = 0
+        for span in self.spans:
+            yield flat[:, span.begin : span.end], values[:, position : position + span.size]
+            position += span.size
+
     def take(self, flat: Tensor) -> Tensor:
         """Columns of this scope in flat vectors [users, layout size] as [users, size]."""
         return torch.cat([flat[:, span.begin : span.end] for span in self.spans], dim=1)
 
     def put(self, flat: Tensor, values: Tensor) -> None:
         """Write [users, size] (or [1, size] for all) into the flat vectors."""
-        position = 0
-        for span in self.spans:
-            flat[:, span.begin : span.end] = values[:, position : position + span.size]
-            position += span.size
+        for into, value in self.pairs(flat, values):
+            into.copy_(value.expand_as(into))
 
     def split(self, values: Tensor) -> dict[str, Tensor]:
         """Views by parameter: [rows, size] as [rows, *shape] each."""
@@ -195,6 +200,7 @@ class Layout:
         ]
         self.uploaded = tuple(v for v in vectors if v.scope.kind != "personal")
         self.personal = next((v for v in vectors if v.scope.kind == "personal"), None)
+        self.largest_upload = max((vector.size for vector in self.uploaded), default=0)
         self.personal_size = self.personal.size if self.personal else 0
 
     def parameters(self) -> Iterator[Parameter]:

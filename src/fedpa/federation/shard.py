@@ -176,10 +176,10 @@ class Shard:
         self._keep_personal(users[: chunk.real], stored[: chunk.real], change)
         if losses is None:
             raise FedpaError("a chunk without steps was planned")
-        return self._sums(users[: chunk.real], change, losses[: chunk.real])
+        return self._sums(users[: chunk.real], change, losses[: chunk.real], trainer.room)
 
-    def _sums(self, users: Ints, change: Tensor, losses: Tensor) -> Upload:
-        """Sum what is uploaded, as integers; nothing else leaves. `change` is overwritten."""
+    def _sums(self, users: Ints, change: Tensor, losses: Tensor, room: Tensor) -> Upload:
+        """Sum what is uploaded, as integers; nothing else leaves."""
         unit = 2.0 ** FRACTION_BITS[self.dtype]
         count = self.rows.train[users]
         counts = count if self.settings.weighting == "rows" else np.ones_like(count)
@@ -188,7 +188,6 @@ class Shard:
         upload = Upload.empty(self.layout)
         upload.bound = max(-low, high) * float(counts.sum()) if np.isfinite(low + high) else float("inf")
         upload.check()
-        units = change.mul_(unit).round_()
         for index, vector in enumerate(self.layout.uploaded):
             if vector.scope.kind == "shared":
                 member = weight[None]
@@ -197,7 +196,10 @@ class Shard:
                 member = (value == torch.arange(vector.values, device=self.device)[:, None]) * weight
             upload.weights[index] = member.sum(1).cpu()
             upload.weights_up += vector.size * int((member > 0).any(0).sum())
-            upload.sums[index] = exact_product(member, vector.take(units), upload.bound).cpu()
+            units = room[: len(users) * vector.size].view(len(users), -1)
+            for moved, into in vector.pairs(change, units):
+                torch.mul(moved, unit, out=into)
+            upload.sums[index] = exact_product(member, units.round_(), upload.bound).cpu()
         upload.participants = len(users)
         upload.rows = int(count.sum())
         upload.loss = int((losses.double() * unit).round().to(torch.int64).sum())
@@ -262,8 +264,12 @@ class Shard:
     ) -> None:
         """Fill flat parameters: what the server sent beside what each user keeps (None: nothing yet)."""
         for vector, table in zip(self.layout.uploaded, tables, strict=True):
-            rows = table if vector.scope.kind == "shared" else _select(table, values[str(vector.scope.key)])
-            vector.put(weights, rows)
+            if vector.scope.kind == "shared":
+                vector.put(weights, table)
+            else:
+                row = values[str(vector.scope.key)] % len(table)  # -1, an unknown value, takes the last row, of zeros
+                for into, rows in vector.pairs(weights, table):
+                    torch.index_select(rows, 0, row, out=into)
         if self.layout.personal is not None:
             where = torch.from_numpy(numbers).to(self.device)
             stored = None if personal is None else torch.from_numpy(personal).to(self.device)
@@ -282,7 +288,7 @@ class Shard:
     def _keep_personal(self, users: Ints, stored: npt.NDArray[np.floating], change: Tensor) -> None:
         if self.layout.personal is not None:
             moved = self.layout.personal.take(change)
-            self.store.write(users, stored + moved.cpu().numpy())
+            self.store.write(users, np.add(stored, moved.cpu().numpy(), out=stored))
 
     def _training_plan(self, chosen: Ints, everyone: Ints) -> list[Chunk]:
         if len(chosen) < len(everyone):
@@ -294,7 +300,3 @@ class Shard:
     def _plan(self, users: Ints) -> list[Chunk]:
         return chunks(users, self.rows.train[users], batch_size=self.settings.batch_size, **self._limits)
 
-
-def _select(table: Tensor, value: Tensor) -> Tensor:
-    """Rows of a group's table; value -1 takes the last one, of zeros."""
-    return table.index_select(0, value % len(table))

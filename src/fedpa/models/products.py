@@ -1,4 +1,8 @@
-"""Products of rows with per-user weights."""
+"""Products of rows with per-user weights.
+
+A weight may carry a tensor ``main_grad`` of its own shape: then its gradient through `split_times` is that tensor, filled
+in place, which spares a copy of what is by far the largest part of a user's parameters. Such a weight must be used once.
+"""
 
 from __future__ import annotations
 
@@ -53,6 +57,7 @@ class _SplitTimes(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, user: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(user, rows, weight)
+        ctx.main_grad = getattr(weight, "main_grad", None)
         cut = user.shape[-1]
         product = torch.bmm(rows, weight[:, :, cut:].transpose(1, 2))
         return product.add_(torch.bmm(user, weight[:, :, :cut].transpose(1, 2)))
@@ -69,7 +74,7 @@ class _SplitTimes(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             of_rows = torch.bmm(gradient, weight[:, :, cut:])
         if ctx.needs_input_grad[2]:
-            of_weight = torch.empty_like(weight, memory_format=torch.contiguous_format)
+            of_weight = weight.new_empty(weight.shape) if ctx.main_grad is None else ctx.main_grad
             torch.mul(by_user.transpose(1, 2), user, out=of_weight[:, :, :cut])
             of_weight[:, :, cut:] = torch.bmm(gradient.transpose(1, 2), rows)
         return of_user, of_rows, of_weight
