@@ -175,6 +175,7 @@ class Layout:
         self.blocks = tuple(blocks)
         self.group_sizes = dict(group_sizes)
         self.scopes: dict[str, Scope] = {}
+        self.places: dict[str, Span] = {}
         found: dict[Scope, tuple[list[Span], list[Parameter]]] = {}
         position = 0
         for parameter in self.parameters():
@@ -187,6 +188,7 @@ class Layout:
                     f"use one of {sorted(self.group_sizes)} or prepare the data set with --groups {scope.key}",
                 )
             self.scopes[parameter.name] = scope
+            self.places[parameter.name] = Span(position, position + parameter.size)
             spans, members = found.setdefault(scope, ([], []))
             begin, position = position, position + parameter.size
             if spans and spans[-1].end == begin:

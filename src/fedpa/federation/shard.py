@@ -16,7 +16,6 @@ from torch import Tensor
 from fedpa.data.dataset import Dataset
 from fedpa.errors import FedpaError
 from fedpa.federation.local import AdaptedModel, LocalTrainer, Loss, click_loss
-from fedpa.federation.parameters import Vector
 from fedpa.federation.rows import ShardRows, group_values
 from fedpa.federation.schedule import VECTOR_ROWS, Chunk, chunks, participants, row_block, shuffled_rows, steps_of
 from fedpa.federation.server import FRACTION_BITS, Upload, exact_product
@@ -72,7 +71,8 @@ class Shard:
         self._limits = {"users_per_chunk": users_per_chunk, "rows_per_chunk": rows_per_chunk}
         self._loss = loss
         self._trainers = [self._new_trainer()]
-        self._starts = {p.name: p.start for p in self.layout.personal.parameters} if self.layout.personal else {}
+        personal = self.layout.personal.parameters if self.layout.personal else ()
+        self._starts = [(self.layout.places[p.name], p.start) for p in personal if callable(p.start) or p.start.any()]
         self.store = store
         self._plans: dict[str, list[Chunk]] = {}
 
@@ -198,8 +198,8 @@ class Shard:
             upload.weights_up += vector.size * int((member > 0).any(0).sum())
             units = room[: len(users) * vector.size].view(len(users), -1)
             for moved, into in vector.pairs(change, units):
-                torch.mul(moved, unit, out=into)
-            upload.sums[index] = exact_product(member, units.round_(), upload.bound).cpu()
+                into.copy_(moved)
+            upload.sums[index] = exact_product(member, units.mul_(unit).round_(), upload.bound).cpu()
         upload.participants = len(users)
         upload.rows = int(count.sum())
         upload.loss = int((losses.double() * unit).round().to(torch.int64).sum())
@@ -272,23 +272,17 @@ class Shard:
                     torch.index_select(rows, 0, row, out=into)
         if self.layout.personal is not None:
             where = torch.from_numpy(numbers).to(self.device)
-            stored = None if personal is None else torch.from_numpy(personal).to(self.device)
-            self._put_personal(self.layout.personal, weights, where, stored)
-
-    def _put_personal(self, vector: Vector, weights: Tensor, numbers: Tensor, stored: Tensor | None) -> None:
-        """Starts plus what is stored."""
-        own = torch.empty(len(numbers), vector.size, dtype=self.dtype, device=self.device)
-        for name, view in vector.split(own).items():
-            start = self._starts[name]
-            view.copy_(start(numbers).view_as(view) if callable(start) else start.expand_as(view))
-        if stored is not None:
-            own += stored
-        vector.put(weights, own)
+            vector = self.layout.personal
+            vector.put(weights, weights.new_zeros(1, vector.size) if personal is None else torch.from_numpy(personal))
+            for span, start in self._starts:
+                weights[:, span.begin : span.end] += start(where).flatten(1) if callable(start) else start.flatten()
 
     def _keep_personal(self, users: Ints, stored: npt.NDArray[np.floating], change: Tensor) -> None:
+        """Write what is stored of the users, plus their change; `stored` is overwritten."""
         if self.layout.personal is not None:
-            moved = self.layout.personal.take(change)
-            self.store.write(users, np.add(stored, moved.cpu().numpy(), out=stored))
+            for moved, into in self.layout.personal.pairs(change, torch.from_numpy(stored)):
+                into.add_(moved.cpu())
+            self.store.write(users, stored)
 
     def _training_plan(self, chosen: Ints, everyone: Ints) -> list[Chunk]:
         if len(chosen) < len(everyone):
@@ -299,4 +293,3 @@ class Shard:
 
     def _plan(self, users: Ints) -> list[Chunk]:
         return chunks(users, self.rows.train[users], batch_size=self.settings.batch_size, **self._limits)
-

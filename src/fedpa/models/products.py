@@ -1,7 +1,8 @@
 """Products of rows with per-user weights.
 
-A weight may carry a tensor ``main_grad`` of its own shape: then its gradient through `split_times` is that tensor, filled
-in place, which spares a copy of what is by far the largest part of a user's parameters. Such a weight must be used once.
+A weight may carry a tensor ``main_grad`` of its own shape: then its gradient through `split_times` is that tensor,
+filled in place, which spares a copy of what is by far the largest part of a user's parameters. Such a weight must be
+used once.
 """
 
 from __future__ import annotations
