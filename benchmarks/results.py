@@ -3,7 +3,8 @@
     python benchmarks/results.py DATASET... --seeds 3
 
 Every seed trains its own foundation and adapts it with both presets. Values are means over seeds on the test rows of
-private users; brackets are the 95% bootstrap interval over users of the first seed.
+private users; brackets are 95% intervals over draws of users and, within, of seeds. The last column is the difference
+to the frozen foundation of the same seed.
 """
 
 from __future__ import annotations
@@ -12,14 +13,17 @@ import argparse
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from fedpa import adapt, load_dataset, pretrain
+from fedpa.data.dataset import Part
+from fedpa.evaluation.bootstrap import Interval, bootstrap_users
 
+Floats = npt.NDArray[np.floating]
 METRICS = ("gauc", "auc", "logloss")
-Reports = dict[str, list[dict[str, Any]]]
+ORDER = ("two counters", "frozen foundation", "FedPA `reference`", "FedPA `default`", "oracle")
 
 
 def main() -> None:
@@ -28,8 +32,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--draws", type=int, default=1000)
     options = parser.parse_args()
-    print("| data set | features | method | GAUC | AUC | logloss | best round |")
-    print("|---|---|---|---|---|---|---|")
+    print("| data set | features | method | GAUC | AUC | logloss | best round | GAUC minus foundation's |")
+    print("|---|---|---|---|---|---|---|---|")
     for path in options.datasets:
         for line in table(path, options.seeds, options.draws):
             print(line, flush=True)
@@ -38,32 +42,34 @@ def main() -> None:
 def table(path: Path, seeds: int, draws: int) -> Iterator[str]:
     """Rows of the table for one data set."""
     dataset = load_dataset(path)
-    found: Reports = {}
+    scores: dict[str, list[Floats]] = {}
     rounds: dict[str, list[int]] = {}
     for seed in range(seeds):
         foundation = pretrain(dataset, seed=seed)
         for preset in ("reference", "default"):
+            title = f"FedPA `{preset}`"
             with tempfile.TemporaryDirectory() as folder:
                 run = adapt(foundation, dataset, out=Path(folder) / "run", preset=preset, seed=seed)
-                reports = run.yardsticks("test", bootstrap=draws if seed == 0 else 0)
-                rounds.setdefault(f"FedPA `{preset}`", []).append(run.summary["best_round"])
-            for name, report in reports.items():
-                title = f"FedPA `{preset}`" if name == "FedPA" else name
-                if preset == "default" or name == "FedPA":
-                    found.setdefault(title, []).append(report)
+                rounds.setdefault(title, []).append(run.summary["best_round"])
+                found = run.yardstick_scores("test")
+            scores.setdefault(title, []).append(found.pop("FedPA"))
+            if preset == "default":
+                for name, one in found.items():
+                    scores.setdefault(name, []).append(one)
+    test = run.rows.part == Part.TEST
+    users, labels = run.rows.users[run.rows.user][test], run.rows.labels.numpy()[test]
     features = dataset.manifest["settings"]["features"]
-    order = ["two counters", "frozen foundation", "FedPA `reference`", "FedPA `default`", "oracle"]
-    for name in (n for n in order if n in found):
-        cells = " | ".join(cell(found[name], metric) for metric in METRICS)
+    for name in (n for n in ORDER if n in scores):
+        drawn = bootstrap_users(users, labels, scores[name], baseline=scores["frozen foundation"], draws=draws)
+        cells = " | ".join(cell(drawn.intervals[metric]) for metric in METRICS)
         best = ", ".join(map(str, rounds.get(name, []))) or "-"
-        yield f"| {dataset.manifest['source']} | {features} | {name} | {cells} | {best} |"
+        gain = "-" if name == "frozen foundation" else cell(drawn.differences["gauc"], "+")
+        yield f"| {dataset.manifest['source']} | {features} | {name} | {cells} | {best} | {gain} |"
 
 
-def cell(reports: list[dict[str, Any]], metric: str) -> str:
-    """Mean over seeds, and the first seed's interval."""
-    mean = float(np.mean([report[metric] for report in reports]))
-    drawn = (reports[0]["bootstrap"] or {}).get("intervals", {}).get(metric)
-    return f"{mean:.4f}" if drawn is None else f"{mean:.4f} [{drawn['low']:.3f}, {drawn['high']:.3f}]"
+def cell(interval: Interval, sign: str = "") -> str:
+    """A value with its interval."""
+    return f"{interval.value:{sign}.4f} [{interval.low:{sign}.4f}, {interval.high:{sign}.4f}]"
 
 
 if __name__ == "__main__":

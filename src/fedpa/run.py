@@ -189,16 +189,25 @@ class Run:
     def yardsticks(self, part: str = "test", *, bootstrap: int = 0) -> dict[str, dict[str, Any]]:
         """Reports of the two counters, the frozen foundation, this run and, where it is known, the oracle."""
         here = self.rows.part == Part[part.upper()]
+        return {
+            name: self._report(self.rows, scores, here, bootstrap) for name, scores in self._yardstick_scores().items()
+        }
+
+    def yardstick_scores(self, part: str = "test") -> dict[str, npt.NDArray[Any]]:
+        """Scores of a part's rows [rows], in the order of `rows`, by the same names as `yardsticks`."""
+        here = self.rows.part == Part[part.upper()]
+        return {name: scores[here] for name, scores in self._yardstick_scores().items()}
+
+    def _yardstick_scores(self) -> dict[str, npt.NDArray[Any]]:
+        found = {"two counters": self._counters(self.rows)}
         baseline = self._baseline(self.rows)
-        reports = {"two counters": self._report(self.rows, self._counters(self.rows), here, bootstrap)}
         if baseline is not None:
-            reports["frozen foundation"] = self._report(self.rows, baseline, here, bootstrap)
+            found["frozen foundation"] = baseline
         if isinstance(self.method, FederatedMethod):
-            title = "FedPA" if self.method.name == "fedpa" else self.method.name
-            reports[title] = self._report(self.rows, self.scores, here, bootstrap)
+            found["FedPA" if self.method.name == "fedpa" else self.method.name] = self.scores
         if self.dataset.oracle is not None:
-            reports["oracle"] = self._report(self.rows, self.dataset.oracle[self.rows.row], here, bootstrap)
-        return reports
+            found["oracle"] = self.dataset.oracle[self.rows.row]
+        return found
 
     def predictions(self) -> pl.DataFrame:
         """Every scored row: ``user``, ``item`` (the user's own ids), ``time``, ``split``, ``label``, ``score``."""

@@ -95,3 +95,45 @@ def test_settings_out_of_range_are_refused() -> None:
         bootstrap_users([0], [1], [0.5], draws=1)
     with pytest.raises(FedpaError, match="level"):
         bootstrap_users([0], [1], [0.5], level=1.0)
+
+
+def test_runs_are_drawn_within_users() -> None:
+    """Three runs by hand: the same draws of users and runs, averaged."""
+    u, y, s, b = rows(users=30)
+    runs = np.stack([s, b, (s + b) / 2])
+    others = np.stack([b, s, b])
+    result = bootstrap_users(u, y, runs, baseline=others, draws=40, seed=2)
+    generator = np.random.Generator(np.random.Philox(2))
+    values = []
+    for _ in range(40):
+        picks = generator.integers(0, 30, size=30)
+        at = np.concatenate([np.flatnonzero(u == pick) for pick in picks])
+        new = np.repeat(np.arange(30), 8)
+        drawn = generator.integers(0, 3, size=3)
+        values.append([np.mean([metrics.gauc(new, y[at], x[r][at]).value or 0 for r in drawn]) for x in (runs, others)])
+    low, high = np.quantile(np.array(values)[:, 0], [0.025, 0.975])
+    assert result.intervals["gauc"][1:3] == pytest.approx((low, high), abs=1e-11)
+    gain = np.subtract(*np.array(values).T)
+    assert result.differences["gauc"].standard_error == pytest.approx(gain.std(ddof=1), abs=1e-11)
+    observed = [np.mean([metrics.auc(y, run) or 0 for run in x]) for x in (runs, others)]
+    assert result.intervals["auc"].value == pytest.approx(observed[0], abs=1e-12)
+    assert result.differences["auc"].value == pytest.approx(observed[0] - observed[1], abs=1e-12)
+
+
+def test_the_spread_of_runs_widens_the_interval() -> None:
+    u, y, s, b = rows(users=400)
+    alike = bootstrap_users(u, y, np.stack([s, s, s]), draws=300)
+    apart = bootstrap_users(u, y, np.stack([s, b, 1 - s]), draws=300)
+    once = bootstrap_users(u, y, s, draws=300)
+    assert alike.intervals["auc"].standard_error == pytest.approx(once.intervals["auc"].standard_error, rel=0.2)
+    assert (apart.intervals["auc"].standard_error or 0) > 3 * (alike.intervals["auc"].standard_error or 1)
+
+
+def test_one_baseline_serves_all_runs_and_two_do_not_fit_three() -> None:
+    u, y, s, b = rows(users=20)
+    shared = bootstrap_users(u, y, np.stack([s, s]), baseline=b, draws=20)
+    assert shared.differences["auc"].value == pytest.approx(
+        (metrics.auc(y, s) or 0) - (metrics.auc(y, b) or 0), abs=1e-12
+    )
+    with pytest.raises(FedpaError, match="3 runs and the baseline 2"):
+        bootstrap_users(u, y, np.stack([s, s, s]), baseline=np.stack([b, b]), draws=20)

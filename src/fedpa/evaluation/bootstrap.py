@@ -1,4 +1,7 @@
-"""Intervals by drawing users with replacement: rows of one user are not independent of each other."""
+"""Intervals by drawing users with replacement: rows of one user are not independent of each other.
+
+Where a method was run with several seeds, runs are drawn with replacement within every draw of users.
+"""
 
 from __future__ import annotations
 
@@ -126,18 +129,22 @@ def bootstrap_users(
     seed: int = 0,
     level: float = 0.95,
 ) -> Bootstrap:
-    """Percentile intervals of GAUC, AUC and log-loss over draws of users.
+    """Percentile intervals of GAUC, AUC and log-loss over draws of users, and of runs within.
 
     Every draw takes as many users as there are, with replacement and with all their rows; a user drawn
     twice counts twice. Draws come from ``numpy.random.Philox(seed)`` over users in ascending order, so they do
-    not depend on the order of rows.
+    not depend on the order of rows. With several runs of the same rows, every draw also takes as many runs as there
+    are, with replacement, and averages the metric over them.
 
     Parameters
     ----------
-    users, labels, scores : array [rows]
-        As in `metrics.check_rows`; scores are probabilities.
-    baseline : array [rows], optional
-        Probabilities of another model for the same rows: adds paired differences.
+    users, labels : array [rows]
+        As in `metrics.check_rows`.
+    scores : array [rows] or [runs, rows]
+        Probabilities, of one run or of several.
+    baseline : array [rows] or [runs, rows], optional
+        Probabilities of another model for the same rows: adds paired differences. As many runs as `scores`, each the
+        counterpart of one of those, or one.
     draws : int
         At least 2.
     seed : int
@@ -152,7 +159,7 @@ def bootstrap_users(
     Raises
     ------
     FedpaError
-        As `metrics.check_rows`; or where `draws` or `level` is out of range.
+        As `metrics.check_rows`; or where `draws` or `level` is out of range, or the numbers of runs do not match.
 
     References
     ----------
@@ -160,35 +167,47 @@ def bootstrap_users(
     """
     if draws < 2 or not 0 < level < 1:
         raise FedpaError(f"draws must be at least 2 and level in (0, 1), got {draws} and {level}")
-    y, s, u = check_rows(labels, scores, users, probabilities=True)
-    names, codes = user_codes(u)
-    models = [_Weighted(names, codes, y, s)]
+    given = [np.atleast_2d(np.asarray(scores))]
     if baseline is not None:
-        _, b, _ = check_rows(labels, baseline, users, probabilities=True)
-        models.append(_Weighted(names, codes, y, b))
+        given.append(np.atleast_2d(np.asarray(baseline)))
+    runs = len(given[0])
+    if runs == 0 or len(given[-1]) not in (1, runs):
+        raise FedpaError(f"scores have {runs} runs and the baseline {len(given[-1])}; expected as many, or one")
+    checked = [[check_rows(labels, run, users, probabilities=True) for run in one] for one in given]
+    names, codes = user_codes(checked[0][0][2])
+    models = [[_Weighted(names, codes, y, s) for y, s, _ in one] for one in checked]
+    observed = [
+        [np.nan if any(v is None for v in column) else float(np.mean(column)) for column in zip(*rows, strict=True)]
+        for rows in ([(gauc(u, y, s).value, auc(y, s), log_loss(y, s)) for y, s, u in one] for one in checked)
+    ]
     n = names.size
     values = np.full((draws, len(models), len(METRICS)), np.nan)
     generator = np.random.Generator(np.random.Philox(seed))
     if n:
         for draw in range(draws):
             weight = np.bincount(generator.integers(0, n, size=n), minlength=n).astype(np.float64)
-            values[draw] = [model(weight) for model in models]
-    observed = (gauc(u, y, s).value, auc(y, s), log_loss(y, s))
-    intervals = {
-        name: _interval(value, values[:, 0, i], level)
-        for i, (name, value) in enumerate(zip(METRICS, observed, strict=True))
-    }
+            drawn = np.bincount(generator.integers(0, runs, size=runs), minlength=runs) if runs > 1 else np.ones(1)
+            for place, model in enumerate(models):
+                values[draw, place] = _mean_of_drawn(model, drawn if len(model) > 1 else np.ones(1), weight)
+    intervals = {name: _interval(observed[0][i], values[:, 0, i], level) for i, name in enumerate(METRICS)}
     differences = {}
     if baseline is not None:
-        before = (gauc(u, y, baseline).value, auc(y, baseline), log_loss(y, baseline))
-        for i, (name, new, old) in enumerate(zip(METRICS, observed, before, strict=True)):
-            gain = None if new is None or old is None else new - old
-            differences[name] = _interval(gain, values[:, 0, i] - values[:, 1, i], level)
+        differences = {
+            name: _interval(observed[0][i] - observed[1][i], values[:, 0, i] - values[:, 1, i], level)
+            for i, name in enumerate(METRICS)
+        }
     return Bootstrap(n, draws, seed, level, intervals, differences)
 
 
-def _interval(value: float | None, values: Floats, level: float) -> Interval:
-    """The observed value with the percentiles and the spread of the draws."""
+def _mean_of_drawn(model: list[_Weighted], drawn: npt.NDArray[Any], weight: Floats) -> Floats:
+    """Metrics averaged over runs, run r counted ``drawn[r]`` times."""
+    found = [(times, one(weight)) for one, times in zip(model, drawn, strict=True) if times]
+    return np.average([value for _, value in found], axis=0, weights=[times for times, _ in found])
+
+
+def _interval(observed: float, values: Floats, level: float) -> Interval:
+    """The observed value with the percentiles and the spread of the draws; NaN is undefined."""
+    value = None if np.isnan(observed) else observed
     drawn = values[~np.isnan(values)]
     if drawn.size < 2:
         return Interval(value, None, None, None)
