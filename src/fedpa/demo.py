@@ -22,6 +22,7 @@ __all__ = ["demo"]
 
 _NOTE = "demo.json"
 _ROWS_PER_USER = 80.0
+_SETTINGS = {"batch_size": 16, "epochs": 2}  # users with many rows: several local steps a round
 _SHOWN = ("gauc", "auc", "logloss")
 
 
@@ -33,7 +34,7 @@ def demo(
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """Synthesise, prepare, pre-train, adapt, evaluate and recommend, with every default.
+    """Synthesise, prepare, pre-train, adapt, evaluate and recommend.
 
     Writes ``raw``, ``dataset``, ``foundation`` and ``run``, each ready for the other commands, and ``demo.json``.
 
@@ -85,6 +86,7 @@ def demo(
         seed=seed,
         overwrite=True,
         foundation_path=folder / "foundation",
+        **_SETTINGS,
     )
     steps.done("adapt", f"{run.summary['rounds']} rounds, the best is round {run.summary['best_round']}")
 
