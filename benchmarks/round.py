@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedpa import load_dataset, load_foundation
-from fedpa.adapt import split_values
+from fedpa.adaptation import split_values
 from fedpa.federation.rows import ShardRows
 from fedpa.federation.server import Server
 from fedpa.federation.shard import Shard

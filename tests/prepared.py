@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import pytest
 
-from fedpa.adapt import adapt
+from fedpa.adaptation import adapt
 from fedpa.data.dataset import Dataset
 from fedpa.data.prepare import prepare
 from fedpa.data.sources import open_source

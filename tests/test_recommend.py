@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedpa.adapt import adapt
+from fedpa.adaptation import adapt
 from fedpa.data.dataset import COLD, OPEN, Dataset, Part
 from fedpa.errors import ConfigError, DataError
 from fedpa.federation.rows import Batch, group_values

@@ -14,7 +14,7 @@ import torch
 import yaml
 from sklearn.metrics import roc_auc_score
 
-from fedpa.adapt import adapt
+from fedpa.adaptation import adapt
 from fedpa.data.dataset import COLD, OPEN, PRIVATE, Dataset, Part
 from fedpa.errors import ArtifactError, ConfigError, DataError
 from fedpa.federation.rows import ShardRows

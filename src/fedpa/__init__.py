@@ -14,7 +14,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fedpa.adapt import adapt
+    from fedpa.adaptation import adapt
     from fedpa.data.dataset import Dataset, load_dataset
     from fedpa.data.prepare import prepare
     from fedpa.data.sources import open_source
@@ -48,7 +48,7 @@ _HOMES = {
     "FedpaError": "fedpa.errors",
     "Foundation": "fedpa.models.foundation",
     "Run": "fedpa.run",
-    "adapt": "fedpa.adapt",
+    "adapt": "fedpa.adaptation",
     "load_dataset": "fedpa.data.dataset",
     "load_foundation": "fedpa.models.foundation",
     "load_run": "fedpa.run",

@@ -247,7 +247,7 @@ def adapt(
     as_json: Json = False,
 ) -> None:
     """Adapt a foundation to the private users of a data set, round by round; Ctrl-C keeps the best round so far."""
-    from fedpa.adapt import adapt as adapted
+    from fedpa.adaptation import adapt as adapted
     from fedpa.data.dataset import load_dataset
     from fedpa.models.foundation import load_foundation
 

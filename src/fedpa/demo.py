@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fedpa.adapt import adapt
+from fedpa.adaptation import adapt
 from fedpa.artifacts import FORMAT_VERSION, write_json
 from fedpa.data.prepare import prepare
 from fedpa.data.sources import open_source

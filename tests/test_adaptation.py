@@ -16,7 +16,7 @@ import yaml
 from sklearn.metrics import log_loss as sklearn_log_loss
 from sklearn.metrics import roc_auc_score
 
-from fedpa.adapt import adapt
+from fedpa.adaptation import adapt
 from fedpa.artifacts import sha256
 from fedpa.data.dataset import Part
 from fedpa.errors import ArtifactError, ConfigError
