@@ -184,10 +184,10 @@ def feed(values: list[float]) -> Callable[..., float]:
 
 def test_a_best_round_in_the_middle(made: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the second of five rounds had been the best: the same bytes as two rounds give."""
-    monkeypatch.setattr("fedpa.adapt.auc", feed([0.5, 0.6, 0.9, 0.7, 0.8, 0.85]))
+    monkeypatch.setattr("fedpa.adaptation.auc", feed([0.5, 0.6, 0.9, 0.7, 0.8, 0.85]))
     found = go(made, tmp_path / "five", select="auc", rounds=5)
     assert found.summary["best_round"] == 2
-    monkeypatch.setattr("fedpa.adapt.auc", feed([0.5, 0.6, 0.9]))
+    monkeypatch.setattr("fedpa.adaptation.auc", feed([0.5, 0.6, 0.9]))
     two = go(made, tmp_path / "two", select="auc", rounds=2)
     assert two.summary["best_round"] == 2
     for name in ("shared.safetensors", "personal.safetensors"):
@@ -195,13 +195,13 @@ def test_a_best_round_in_the_middle(made: Small, tmp_path: Path, monkeypatch: py
 
 
 def test_early_stopping(made: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedpa.adapt.auc", feed([0.5, 0.6, 0.6, 0.55, 0.9, 0.9]))
+    monkeypatch.setattr("fedpa.adaptation.auc", feed([0.5, 0.6, 0.6, 0.55, 0.9, 0.9]))
     found = go(made, tmp_path / "stops", select="auc", rounds=5, patience=2)
     assert (found.summary["rounds"], found.summary["best_round"]) == (3, 1)
-    monkeypatch.setattr("fedpa.adapt.auc", feed([0.5, 0.6, 0.6, 0.55, 0.9, 0.9]))
+    monkeypatch.setattr("fedpa.adaptation.auc", feed([0.5, 0.6, 0.6, 0.55, 0.9, 0.9]))
     found = go(made, tmp_path / "goes on", select="auc", rounds=5, patience=3)
     assert (found.summary["rounds"], found.summary["best_round"]) == (5, 4)
-    monkeypatch.setattr("fedpa.adapt.auc", feed([0.9] + [0.5] * 9))
+    monkeypatch.setattr("fedpa.adaptation.auc", feed([0.9] + [0.5] * 9))
     found = go(made, tmp_path / "never", select="auc", rounds=4, patience=0)
     assert (found.summary["rounds"], found.summary["best_round"]) == (4, 0)
 

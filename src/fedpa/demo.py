@@ -22,7 +22,7 @@ __all__ = ["demo"]
 
 _NOTE = "demo.json"
 _ROWS_PER_USER = 80.0
-_SETTINGS = {"batch_size": 16, "epochs": 2}  # users with many rows: several local steps a round
+_SETTINGS: dict[str, Any] = {"batch_size": 16, "epochs": 2}  # users with many rows: several local steps a round
 _SHOWN = ("gauc", "auc", "logloss")
 
 

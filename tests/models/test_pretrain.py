@@ -17,7 +17,7 @@ from fedpa.data.dataset import OPEN, Dataset, Part
 from fedpa.errors import ArtifactError, ConfigError, DataError
 from fedpa.models.foundation import Foundation, load_foundation
 from fedpa.models.mlp import MLP
-from fedpa.models.pretrain import pretrain
+from fedpa.models.pretrain import _balance, pretrain
 from prepared import Small, small
 
 QUICK: dict[str, Any] = {"epochs": 3, "lr": 0.01, "batch_size": 256}
@@ -169,3 +169,10 @@ def test_the_hash_covers_weights_and_encoders(made: Small) -> None:
     with torch.no_grad():
         model.head.bias.add_(1e-6)
     assert Foundation.of(model, made.foundation.features, {}).hash != made.foundation.hash
+
+
+def test_the_head_starts_with_both_signs() -> None:
+    model = MLP({"user": [("a", 2)], "item": [("b", 2)], "context": []})
+    model.head.weight.data.fill_(0.3)
+    _balance(model)
+    assert model.head.weight.detach().flatten().tolist() == pytest.approx([0.3, -0.3] * 4)

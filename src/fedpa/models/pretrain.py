@@ -99,6 +99,7 @@ def pretrain(
     model = MLP(sizes, chosen.embedding, chosen.hidden)
     for table in model.tables.values():
         torch.nn.init.normal_(table.get_parameter("weight"), std=chosen.embedding_std)
+    _balance(model)
     if dataset.manifest["settings"]["features"] == "causal":
         _silence_unknown(model)
     model.to(place)
@@ -157,6 +158,16 @@ def _silence_unknown(model: MLP) -> None:
     for side, features in model.features.items():
         for name, _ in features:
             model.named_table(side, name)[0] = 0.0
+
+
+def _balance(model: MLP) -> None:
+    """Start the head with alternating signs: after a ReLU, units of one sign can only ever raise the logit.
+
+    The published head has eight units; drawn freely, two of eight seeds stayed two points of AUC behind the others.
+    """
+    with torch.no_grad():
+        weight = model.head.weight.abs_()
+        weight[:, 1::2] *= -1
 
 
 def _epoch(model: MLP, optimizer: torch.optim.Optimizer, rows: Rows, size: int, draw: torch.Generator) -> None:
