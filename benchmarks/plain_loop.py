@@ -28,7 +28,8 @@ class Client(nn.Module):
         """Logits [rows] of the user's rows."""
         settings, model = self.model.settings, self.model
         block = {name.replace("/", "."): value for name, value in self.blocks.items()}
-        rows = model.item_vectors[items]
+        weight, _ = model.frozen[0]
+        rows = model.items[items, : -len(weight)]
         x = torch.cat([block["user_embedding"].expand(len(rows), -1), rows], 1)
         for layer, (weight, bias) in enumerate(model.frozen):
             name = f"layers.{layer}"

@@ -18,7 +18,7 @@ from fedpa.models.pretrain import pretrain
 from fedpa.run import Run
 
 USERS, ITEMS = 300, 100
-QUICK: dict[str, Any] = {"rounds": 3, "patience": 0, "lr": 0.02}
+QUICK: dict[str, Any] = {"rounds": 3, "patience": 0, "lr": 0.005}
 
 
 class Small(NamedTuple):
@@ -56,4 +56,6 @@ def quick_run(factory: pytest.TempPathFactory, features: Literal["causal", "refe
 @cache
 def _run(folder: Path, features: Literal["causal", "reference"]) -> Run:
     made = _small(folder, features, 0)
-    return adapt(made.foundation, made.dataset, out=folder / "run", foundation_path=made.foundation_path, **QUICK)
+    run = adapt(made.foundation, made.dataset, out=folder / "run", foundation_path=made.foundation_path, **QUICK)
+    assert run.summary["best_round"] > 0, "users of these tests are to have trained"
+    return run

@@ -105,7 +105,7 @@ class Recommender:
             explained = self._explain(gates, chosen)
         return Recommendation(
             user,
-            self._ids.gather(chosen.numpy()).to_list(),
+            [self._ids[item] for item in chosen.tolist()],
             scores[chosen].tolist(),
             explained,
             notes,

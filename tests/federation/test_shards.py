@@ -241,7 +241,7 @@ def test_nothing_personal_or_frozen_is_in_the_upload(tmp_path: Path) -> None:
     shard.store.write(np.arange(5), sentinels)
     shard.store.commit()
     assert isinstance(engine.model, FedPAModel)
-    frozen = [engine.model.item_vectors, *(value for pair in engine.model.frozen for value in pair)]
+    frozen = [engine.model.items, *(value for pair in engine.model.frozen for value in pair)]
     (starts,) = (p.start(torch.arange(5)) for p in layout.parameters() if callable(p.start))
     upload = shard.round(engine.server.state, 0)
     kept = shard.store.read(np.arange(5))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import json
 from functools import cached_property
@@ -465,7 +466,7 @@ def _part(part: str | Part) -> int:
 def _find(ids: pl.Series, wanted: int | str, noun: str, path: Path) -> int:
     try:
         key: int | str = str(wanted) if ids.dtype == pl.String else int(wanted)
-        place = int(ids.search_sorted(key))
+        place = bisect.bisect_left(ids, key)
         if place < len(ids) and ids[place] == key:
             return place
     except (ValueError, OverflowError):

@@ -131,8 +131,6 @@ class FedPAModel:
         self._seed = seed
         self._dtype, self._device = dtype, device
         self._mlp = mlp
-        with torch.inference_mode():
-            self.item_vectors = mlp.embed("item", torch.from_numpy(dataset.item_codes).long()).to(device, dtype)
         self.user_codes = torch.from_numpy(dataset.user_codes)
         self.user_table = self._frozen(mlp.tables["user"].get_parameter("weight"))
         self.user_offsets: Tensor = mlp.get_buffer("offsets_user")
@@ -142,27 +140,33 @@ class FedPAModel:
             (self._frozen(layer.get_parameter("weight")), self._frozen(layer.get_parameter("bias")))
             for layer in mlp.layers
         ]
+        self.items = self._item_table(dataset)
+        # From gates [branches] to the factor of every low-rank unit [adapters x rank].
+        units = torch.eye(self.branches)[1:].repeat_interleave(settings.rank, 0)
+        self._spread = self._frozen(units * (settings.alpha / settings.rank))
         self.layout = Layout(self._blocks(keys), method.scope, sizes)
 
     def forward(self, blocks: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, list[Tensor]]:
         """Click logits [users, rows] and each layer's gate weights [users, rows, branches]."""
         user = blocks["user_embedding"][:, None, :]
-        rows = embedding(batch.items, self.item_vectors)
+        weight, bias = self.frozen[0]
+        begin, end = self._mlp.width("user"), self._mlp.width("user") + self._mlp.width("item")
+        rows, hidden = embedding(batch.items, self.items).split([end - begin, len(weight)], -1)
+        hidden = hidden + linear(user, weight[:, :begin], bias)
         if len(self.context_offsets):
-            context = embedding(batch.context + self.context_offsets, self.context_table)
-            rows = torch.cat([rows, context.flatten(-2)], -1)
+            context = embedding(batch.context + self.context_offsets, self.context_table).flatten(-2)
+            rows = torch.cat([rows, context], -1)
+            hidden = hidden + linear(context, weight[:, end:])
         gates = []
         x: Tensor = rows
         for layer, (weight, bias) in enumerate(self.frozen):
             down_weight = blocks[f"layers.{layer}.down"]
             if layer == 0:
-                cut = user.shape[-1]
                 down = split_times(user, rows, down_weight)
-                backbone = linear(rows, weight[:, cut:]) + linear(user, weight[:, :cut], bias)
             else:
                 down = rows_times(x, down_weight)
-                backbone = linear(x, weight, bias)
-            x, gate = self._mix(layer, blocks, down, torch.relu(backbone))
+                hidden = linear(x, weight, bias)
+            x, gate = self._mix(layer, blocks, down, torch.relu(hidden))
             gates.append(gate)
         logits = (rows_times(x, blocks["head.weight"]) + blocks["head.bias"][:, None, :]).squeeze(-1)
         if "user_bias" in blocks:
@@ -175,11 +179,18 @@ class FedPAModel:
         adapters = (self.branches - 1) * self.settings.rank
         hidden = torch.relu(down[..., adapters:] + blocks[f"{name}.gate.0.bias"][:, None, :])
         scores = rows_times(hidden, blocks[f"{name}.gate.1.weight"]) + blocks[f"{name}.gate.1.bias"][:, None, :]
-        gate = torch.softmax(scores, -1) * self.gate_scale
-        low = down[..., :adapters].unflatten(-1, (-1, self.settings.rank))
-        scaled = low * (gate[..., 1:, None] * (self.settings.alpha / self.settings.rank))
-        mixed = torch.bmm(scaled.flatten(-2), blocks[f"{name}.up"])
+        # Over the middle axis: the kernel for a last axis of a few branches is several times slower.
+        gate = torch.softmax(scores.transpose(1, 2).contiguous(), 1).transpose(1, 2) * self.gate_scale
+        scaled = down[..., :adapters] * linear(gate, self._spread)
+        mixed = torch.bmm(scaled, blocks[f"{name}.up"])
         return torch.addcmul(mixed, gate[..., :1], backbone), gate
+
+    def _item_table(self, dataset: Dataset) -> Tensor:
+        """Per item its embeddings and their part of the first layer, which is as frozen as they are."""
+        begin, end = self._mlp.width("user"), self._mlp.width("user") + self._mlp.width("item")
+        with torch.inference_mode():
+            vectors = self._frozen(self._mlp.embed("item", torch.from_numpy(dataset.item_codes).long()))
+            return torch.cat([vectors, linear(vectors, self.frozen[0][0][:, begin:end])], 1)
 
     def _frozen(self, value: Tensor) -> Tensor:
         return value.detach().to(self._device, self._dtype)
