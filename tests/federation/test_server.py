@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from fedpa.errors import ArtifactError, ConfigError, FedpaError
 from fedpa.federation.parameters import PERSONAL, SHARED, Block, Layout, Parameter, group
-from fedpa.federation.server import FRACTION_BITS, Server, Upload
+from fedpa.federation.server import FRACTION_BITS, Server, Upload, exact_product
 
 RULE = {"a": SHARED, "g": group("city"), "b": SHARED, "own": PERSONAL}
 
@@ -146,3 +146,17 @@ def test_a_start_of_each_user_cannot_be_shared() -> None:
     block = Block("a", (Parameter("a", (1,), lambda users: torch.zeros(len(users), 1)),))
     with pytest.raises(ConfigError, match="'a': a start that depends on the user needs the personal scope"):
         Server(Layout([block], lambda _: SHARED, {}), torch.float32)
+
+
+@pytest.mark.parametrize("size", [2.0**20, 2.0**52])
+def test_products_of_integers_are_exact(size: float) -> None:
+    """Against Python's integers, below and above what float64 adds exactly."""
+    rng = np.random.default_rng(0)
+    units = np.rint(rng.uniform(-size, size, (50, 3)))
+    member = rng.integers(0, 9, (2, 50))
+    bound = float(np.abs(units).max() * member.sum())
+    found = exact_product(torch.from_numpy(member), torch.from_numpy(units), bound)
+    expected = [
+        [sum(int(w) * int(u) for w, u in zip(row, column, strict=True)) for column in units.T] for row in member
+    ]
+    assert found.tolist() == expected
