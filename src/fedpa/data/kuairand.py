@@ -139,7 +139,7 @@ def _folder(raw: Path, variant: Variant) -> Path:
             for folder in (raw, raw / "data", raw / name / "data", raw / name)
         ):
             raise DataError(message, f"this folder holds {name}: name the source kuairand-{other}")
-    raise DataError(message, f"name the folder of its files, or run `fedpa download kuairand-{variant}`")
+    raise DataError(message, f"name the folder of its files, or run `fedpa data download kuairand-{variant}`")
 
 
 def _parts(folder: Path, stem: str, variant: Variant) -> list[Path]:
