@@ -156,6 +156,14 @@ def split_values(rows: ShardRows, scores: npt.NDArray[np.floating]) -> Values:
     return found
 
 
+def _selected(values: dict[str, float | None], select: str) -> float | None:
+    """The validation value that picks the best round."""
+    if select != "mean":
+        return values[select]
+    pooled, within = values["auc"], values["gauc"]
+    return None if pooled is None or within is None else (pooled + within) / 2
+
+
 class _Rounds:
     """The loop: train, aggregate, evaluate, keep the best."""
 
@@ -220,7 +228,7 @@ class _Rounds:
         begin = time.perf_counter()
         values = split_values(self.rows, shard.scores(server.state))
         self._note(number, upload, values, seconds, time.perf_counter() - begin)
-        found = values["val"][self.settings.select]
+        found = _selected(values["val"], self.settings.select)
         if found is None:
             found, sign = values["val"]["logloss"], -1.0
         else:

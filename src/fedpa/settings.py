@@ -54,25 +54,39 @@ class Settings(StrictSettings):
         Most rounds.
     patience : int
         Rounds without a better validation value before stopping; 0 never stops early.
-    select : {"logloss", "auc", "gauc"}
-        The validation value that picks the best round.
+    select : {"mean", "auc", "gauc", "logloss"}
+        The validation value that picks the best round; ``mean`` is that of AUC and GAUC.
     participation : float
         Share of users in a round, drawn independently per user.
     epochs, batch_size : int
         Local epochs per round and rows per step.
     optimizer : {"adam", "sgd"}
-        Fresh in every round.
+        The local one.
     lr : float
         Local learning rate.
+    keep_optimizer : bool
+        Whether a device keeps Adam's moments from round to round; they never leave it. Otherwise fresh in every round.
+    proximal : float
+        Weight mu of the proximal term ``mu / 2 |w - w_downloaded|^2`` over what is shared (Li et al., *Federated
+        Optimization in Heterogeneous Networks*, MLSys 2020, eq. 2).
+    personal_decay : float
+        Weight of ``1 / 2 |v - v_start|^2`` over what is personal.
     weighting : {"users", "rows"}
         Whether a participant counts once or by its training rows.
+    server_optimizer : {"mean", "momentum", "adam"}
+        How the server moves by the mean change: adds it, or takes it for a negative gradient (Reddi et al., *Adaptive
+        Federated Optimization*, ICLR 2021, algorithm 2: FedAvgM and FedAdam).
+    server_lr, server_momentum : float, float
+        Its step size and the decay of its first moment.
+    personal_bias : bool
+        A term added to the logit that each user learns and keeps.
     dtype : {"float32", "float64"}
         Of all computation and storage.
     """
 
     rounds: Annotated[int, Field(ge=0)] = 30
     patience: Annotated[int, Field(ge=0)] = 5
-    select: Literal["logloss", "auc", "gauc"] = "auc"
+    select: Literal["mean", "auc", "gauc", "logloss"] = "auc"
     participation: Annotated[float, Field(gt=0, le=1)] = 1.0
     epochs: Annotated[int, Field(ge=1)] = 1
     batch_size: Annotated[int, Field(ge=1)] = 1024
@@ -80,7 +94,14 @@ class Settings(StrictSettings):
     lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.003
     adam_betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     adam_eps: Annotated[float, Field(gt=0)] = 1e-8
+    keep_optimizer: bool = False
+    proximal: Annotated[float, Field(ge=0)] = 0.0
+    personal_decay: Annotated[float, Field(ge=0)] = 0.0
     weighting: Literal["users", "rows"] = "users"
+    server_optimizer: Literal["mean", "momentum", "adam"] = "mean"
+    server_lr: Annotated[float, Field(gt=0)] = 1.0
+    server_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    personal_bias: bool = False
     dtype: Literal["float32", "float64"] = "float32"
 
     @property

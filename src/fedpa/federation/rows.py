@@ -80,6 +80,8 @@ class ShardRows:
         [rows], [rows, context features], [rows] on the shard's device.
     own_views, own_clicks : ndarray
         The user's own rows and clicks that each row may know of [rows].
+    item_views, item_clicks, open_views, open_clicks : ndarray
+        Open users' rows and clicks strictly before each row, of its item and of all items [rows].
     """
 
     users: Ints
@@ -96,6 +98,10 @@ class ShardRows:
     labels: Tensor
     own_views: Ints
     own_clicks: Ints
+    item_views: npt.NDArray[np.integer]
+    item_clicks: npt.NDArray[np.integer]
+    open_views: npt.NDArray[np.integer]
+    open_clicks: npt.NDArray[np.integer]
 
     @classmethod
     def of(cls, dataset: Dataset, users: Ints | None = None, *, dtype: torch.dtype, device: torch.device) -> ShardRows:
@@ -168,6 +174,10 @@ class ShardRows:
             labels=torch.from_numpy(dataset.label[row]).to(device, dtype),
             own_views=views[order],
             own_clicks=clicks[order],
+            item_views=dataset.item_views[row],
+            item_clicks=dataset.item_clicks[row],
+            open_views=dataset.open_views[row],
+            open_clicks=dataset.open_clicks[row],
         )
 
     def batch(self, local: Ints, positions: Tensor) -> Batch:

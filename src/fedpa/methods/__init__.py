@@ -2,7 +2,17 @@
 
 from fedpa.methods.baselines import FrozenFoundation, TwoCounters
 from fedpa.methods.fedpa import FedPA
-from fedpa.methods.method import Baseline, FederatedMethod, Method, find_method, method_names, register
+from fedpa.methods.method import (
+    Baseline,
+    FederatedMethod,
+    Method,
+    compared_specs,
+    find_method,
+    method_names,
+    parse_spec,
+    register,
+    title_of,
+)
 
 __all__ = [
     "Baseline",
@@ -11,7 +21,10 @@ __all__ = [
     "FrozenFoundation",
     "Method",
     "TwoCounters",
+    "compared_specs",
     "find_method",
     "method_names",
+    "parse_spec",
     "register",
+    "title_of",
 ]

@@ -25,17 +25,19 @@ class TwoCounters(Baseline):
     """Smoothed click rates of the item (open users) and of the user, from strictly earlier rows."""
 
     name = "two-counters"
+    family = "baseline"
+    compared = {"default": "two counters"}  # noqa: RUF012
     needs_foundation = False
 
     def scores(self, foundation: Foundation | None, dataset: Dataset, rows: ShardRows) -> npt.NDArray[Any]:
         """Click probabilities [rows]."""
         return two_counter_scores(
-            dataset.item_views[rows.row],
-            dataset.item_clicks[rows.row],
+            rows.item_views,
+            rows.item_clicks,
             rows.own_views,
             rows.own_clicks,
-            dataset.open_views[rows.row],
-            dataset.open_clicks[rows.row],
+            rows.open_views,
+            rows.open_clicks,
         )
 
 
@@ -44,6 +46,8 @@ class FrozenFoundation(Baseline):
     """The foundation as it is, not adapted."""
 
     name = "foundation"
+    family = "baseline"
+    compared = {"default": "frozen foundation"}  # noqa: RUF012
 
     def scores(self, foundation: Foundation | None, dataset: Dataset, rows: ShardRows) -> npt.NDArray[Any]:
         """Click probabilities [rows]."""

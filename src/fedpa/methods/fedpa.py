@@ -51,8 +51,6 @@ class FedPASettings(Settings):
         Hidden width of each layer's gate.
     groups : sequence of str or None
         Group keys; None takes all of the data set's.
-    personal_bias : bool
-        A personal term added to the logit.
     """
 
     rank: Annotated[int, Field(ge=1)] = 4
@@ -61,7 +59,6 @@ class FedPASettings(Settings):
     gate_init: Literal["foundation", "open", "random"] = "foundation"
     gate_hidden: tuple[Annotated[int, Field(ge=1)], ...] = (8, 4)
     groups: tuple[str, ...] | None = None
-    personal_bias: bool = False
 
 
 @register
@@ -69,6 +66,10 @@ class FedPA(FederatedMethod):
     """User-level and group-level LoRA around every layer of the foundation, mixed by gates."""
 
     name = "fedpa"
+    compared = {  # noqa: RUF012
+        "reference": "FedPA, as published",
+        "default": "FedPA",
+    }
     settings_type = FedPASettings
     presets = {  # noqa: RUF012
         "default": {},

@@ -8,7 +8,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy.typing as npt
 import torch
@@ -22,7 +22,20 @@ from fedpa.federation.rows import ShardRows
 from fedpa.models.foundation import Foundation
 from fedpa.settings import Settings
 
-__all__ = ["Baseline", "FederatedMethod", "Method", "find_method", "method_names", "register"]
+__all__ = [
+    "Baseline",
+    "FederatedMethod",
+    "Method",
+    "compared_specs",
+    "find_method",
+    "method_names",
+    "parse_spec",
+    "register",
+    "title_of",
+]
+
+Family = Literal["baseline", "device", "ceiling", "federated", "adapter"]
+_FAMILIES: tuple[Family, ...] = ("baseline", "device", "ceiling", "federated", "adapter")
 
 
 class Method(ABC):
@@ -38,15 +51,27 @@ class Method(ABC):
         Named settings; ``default`` must be among them.
     needs_foundation : bool
         Whether it reads a foundation.
+    family : {"baseline", "device", "ceiling", "federated", "adapter"}
+        Where it stands in a table: without federation, on the device alone, with everybody's rows in one place, a
+        federated recommender or an adapter around the foundation.
+    compared : mapping
+        Presets that a comparison runs, each with the title of its row.
     """
 
     name: ClassVar[str]
+    family: ClassVar[Family] = "adapter"
+    compared: ClassVar[Mapping[str, str]] = {}
     settings_type: ClassVar[type[Settings]] = Settings
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"default": {}}
     needs_foundation: ClassVar[bool] = True
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+
+    @property
+    def inputs(self) -> str:
+        """What the method may read of a row, for the row's line in a table."""
+        return "features, counters"
 
     @classmethod
     def configured(cls, preset: str, values: Mapping[str, Any]) -> Method:
@@ -99,6 +124,37 @@ def register(method: type[Method]) -> type[Method]:
 def method_names() -> list[str]:
     """Names of all registered methods, sorted."""
     return sorted(_METHODS)
+
+
+def parse_spec(spec: str) -> tuple[str, str]:
+    """Split ``method+preset`` into both; without a plus the preset is ``default``.
+
+    Raises
+    ------
+    ConfigError
+        If the method or the preset is unknown.
+    """
+    name, _, preset = spec.partition("+")
+    preset = preset or "default"
+    find_method(name).configured(preset, {})
+    return name, preset
+
+
+def compared_specs() -> list[str]:
+    """Every ``method+preset`` that a comparison of all methods runs, family by family."""
+    return [
+        name if preset == "default" else f"{name}+{preset}"
+        for family in _FAMILIES
+        for name, method in _METHODS.items()
+        if method.family == family
+        for preset in method.compared
+    ]
+
+
+def title_of(spec: str) -> str:
+    """The title of a method's row in a table."""
+    name, preset = parse_spec(spec)
+    return find_method(name).compared.get(preset, spec)
 
 
 def find_method(name: str) -> type[Method]:
