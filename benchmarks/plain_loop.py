@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fedpa.methods.fedpa import FedPAModel
+from fedpa.models.adapted import AdaptedMLP
 
 
 class Client(nn.Module):
@@ -13,13 +13,13 @@ class Client(nn.Module):
 
     Parameters
     ----------
-    model : FedPAModel
+    model : AdaptedMLP
         Gives the frozen weights and the settings.
     blocks : dict
         This user's parameters, one tensor per block.
     """
 
-    def __init__(self, model: FedPAModel, blocks: dict[str, Tensor]) -> None:
+    def __init__(self, model: AdaptedMLP, blocks: dict[str, Tensor]) -> None:
         super().__init__()
         self.model = model
         self.blocks = nn.ParameterDict({name.replace(".", "/"): nn.Parameter(b.clone()) for name, b in blocks.items()})
@@ -48,7 +48,7 @@ class Client(nn.Module):
         return nn.functional.linear(x, block["head.weight"], block["head.bias"]).squeeze(-1)
 
 
-def train_user(model: FedPAModel, blocks: dict[str, Tensor], items: Tensor, labels: Tensor) -> dict[str, Tensor]:
+def train_user(model: AdaptedMLP, blocks: dict[str, Tensor], items: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """One local epoch in one batch with a fresh Adam; returns the change of every block."""
     client = Client(model, blocks)
     settings = model.settings

@@ -30,7 +30,8 @@ from fedpa.adaptation import split_values
 from fedpa.federation.rows import ShardRows
 from fedpa.federation.server import Server
 from fedpa.federation.shard import Shard
-from fedpa.methods.fedpa import FedPA, FedPAModel, FedPASettings
+from fedpa.methods.fedpa import FedPA
+from fedpa.models.adapted import AdaptedMLP, AdapterSettings
 from fedpa.models.foundation import Foundation
 from fedpa.models.mlp import MLP
 from plain_loop import train_user
@@ -65,7 +66,7 @@ def main() -> None:
 
 def real_data(dataset_path: Path, foundation_path: Path, repeat: int, loop_users: int) -> dict[str, Any]:
     dataset, foundation = load_dataset(dataset_path), load_foundation(foundation_path)
-    method = FedPA(FedPASettings())
+    method = FedPA(AdapterSettings())
     model = method.build(foundation, dataset, 0, CPU)
     rows = ShardRows.of(dataset, dtype=torch.float32, device=CPU)
     with tempfile.TemporaryDirectory() as folder:
@@ -99,7 +100,7 @@ def timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - begin
 
 
-def plain_loop(model: FedPAModel, shard: Shard, server: Server, users: int) -> None:
+def plain_loop(model: AdaptedMLP, shard: Shard, server: Server, users: int) -> None:
     """A sample of users spread over all, each trained on its own; sums of changes like the engine's."""
     rows = shard.rows
     trained = np.flatnonzero(rows.train > 0)
@@ -192,8 +193,8 @@ def one_size(users: int) -> dict[str, Any]:
     foundation = Foundation.of(MLP(features), {}, {})
     codes = rng.integers(0, np.array(sizes), (users, len(sizes)), dtype=np.int32)
     data = Synthetic(codes, rng.integers(0, 100, (items, 6), dtype=np.int32))
-    method = FedPA(FedPASettings())
-    model = FedPAModel(method, foundation, data, seed=0, device=CPU)  # type: ignore[arg-type]
+    method = FedPA(AdapterSettings())
+    model = AdaptedMLP(AdapterSettings(), method.scope, foundation, data, seed=0, device=CPU)  # type: ignore[arg-type]
     count = users * ROWS_EACH
     rows = ShardRows(
         users=np.arange(users),
@@ -210,6 +211,10 @@ def one_size(users: int) -> dict[str, Any]:
         labels=torch.from_numpy((rng.random(count) < 0.4).astype(np.float32)),
         own_views=np.zeros(0, np.int64),
         own_clicks=np.zeros(0, np.int64),
+        item_views=np.zeros(0, np.int64),
+        item_clicks=np.zeros(0, np.int64),
+        open_views=np.zeros(0, np.int64),
+        open_clicks=np.zeros(0, np.int64),
     )
     with tempfile.TemporaryDirectory() as folder:
         store = Shard.new_store(model, rows, method.settings, Path(folder))

@@ -13,12 +13,13 @@ import polars as pl
 import torch
 
 from fedpa.data.dataset import PRIVATE, CodedFeature, Dataset, Part
-from fedpa.federation.local import AdaptedModel
 from fedpa.federation.rows import ShardRows
+from fedpa.federation.rule import AdaptedModel
 from fedpa.federation.server import Server, Upload
 from fedpa.federation.shard import Shard
-from fedpa.methods.fedpa import FedPA, FedPASettings
+from fedpa.methods.fedpa import FedPA
 from fedpa.methods.method import FederatedMethod
+from fedpa.models.adapted import AdapterSettings
 from fedpa.models.foundation import Foundation
 from fedpa.models.mlp import MLP
 
@@ -173,7 +174,7 @@ class ToyEngine:
         """One round of all shards; returns the sum of their uploads."""
         upload = Upload.empty(self.model.layout)
         for shard in self.shards:
-            upload += shard.round(self.server.state, number)
+            upload += shard.round(self.server.state, number, self.server.downlink)
         self.server.step(upload)
         return upload
 
@@ -203,11 +204,11 @@ def toy_engine(
     rows_per_chunk: int = 8192,
 ) -> ToyEngine:
     """An engine for a toy data set; `divided` gives the users of each shard."""
-    method = method or FedPA(FedPASettings(rank=2, gate_hidden=(3, 2)))
+    method = method or FedPA(AdapterSettings(rank=2, gate_hidden=(3, 2)))
     settings = method.settings
     dtype = settings.torch_dtype
     foundation = toy_foundation(data, dtype=dtype)
-    model = method.build(foundation, data, seed, CPU)
+    model = method.model(foundation, data, seed, CPU)
     limits = {"users_per_chunk": users_per_chunk, "rows_per_chunk": rows_per_chunk}
     shards = []
     for number, users in enumerate([None] if divided is None else divided):
@@ -215,5 +216,5 @@ def toy_engine(
         room = folder / str(number)
         room.mkdir(parents=True)
         store = Shard.new_store(model, rows, settings, room)
-        shards.append(Shard(model, rows, settings, store, seed=seed, loss=method.loss, **limits))
-    return ToyEngine(data, foundation, method, model, shards, Server(model.layout, dtype))
+        shards.append(Shard(model, rows, settings, store, seed=seed, rule=method, **limits))
+    return ToyEngine(data, foundation, method, model, shards, method.server(model.layout))

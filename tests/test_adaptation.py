@@ -231,10 +231,10 @@ def test_equal_seeds_give_equal_bytes(run: Run, made: Small, tmp_path: Path) -> 
 def test_ctrl_c_keeps_the_best_round(made: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = Shard.round
 
-    def interrupted(self: Shard, state: Any, number: int) -> Any:
+    def interrupted(self: Shard, state: Any, number: int, downlink: Any) -> Any:
         if number == 3:
             raise KeyboardInterrupt
-        return original(self, state, number)
+        return original(self, state, number, downlink)
 
     monkeypatch.setattr(Shard, "round", interrupted)
     found = go(made, tmp_path / "run", rounds=9)

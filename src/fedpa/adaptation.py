@@ -23,10 +23,10 @@ from fedpa.data.dataset import Dataset, Part
 from fedpa.device import open_device
 from fedpa.errors import ConfigError
 from fedpa.evaluation.metrics import auc, gauc, log_loss
+from fedpa.federation.device import DeviceStore
 from fedpa.federation.rows import ShardRows
 from fedpa.federation.server import FRACTION_BITS, Server, Upload
 from fedpa.federation.shard import Shard
-from fedpa.federation.store import PersonalStore
 from fedpa.methods import Baseline, FederatedMethod, Method, find_method
 from fedpa.models.foundation import Foundation
 from fedpa.progress import progress_bar
@@ -92,7 +92,7 @@ def adapt(
         If the foundation does not fit the data set, or `out` exists.
     """
     chosen = find_method(method).configured(preset, settings)
-    if foundation is None and chosen.needs_foundation:
+    if foundation is None and chosen.reads_foundation:
         raise ConfigError(f"method {chosen.name}: needs a foundation", "pretrain one or load one with load_foundation")
     if foundation is not None:
         foundation.check(dataset)
@@ -193,12 +193,11 @@ class _Rounds:
 
     def _federated(self, method: FederatedMethod, progress: bool) -> dict[str, Any]:
         settings = self.settings
-        assert self.foundation is not None
-        model = method.build(self.foundation, self.dataset, self.seed, self.device)
-        server = Server(model.layout, settings.torch_dtype)
+        model = method.model(self.foundation, self.dataset, self.seed, self.device)
+        server = method.server(model.layout)
         with self._store_folder() as folder:
             store = Shard.new_store(model, self.rows, settings, folder)
-            shard = Shard(model, self.rows, settings, store, seed=self.seed, loss=method.loss)
+            shard = Shard(model, self.rows, settings, store, seed=self.seed, rule=method)
             best_state, best_round = list(server.state), 0
             best = self._evaluate(shard, server, 0, None, 0.0)
             stale, interrupted = 0, False
@@ -206,7 +205,7 @@ class _Rounds:
                 try:
                     for number in range(1, settings.rounds + 1):
                         begin = time.perf_counter()
-                        upload = shard.round(server.state, number)
+                        upload = shard.round(server.state, number, server.downlink)
                         server.step(upload)
                         value = self._evaluate(shard, server, number, upload, time.perf_counter() - begin)
                         advance(f"val {settings.select} {abs(value):.4f}")
@@ -275,13 +274,11 @@ class _Rounds:
             return 0
         return sum(p.numel() for p in self.foundation.model.parameters())
 
-    def _save(self, server: Server, store: PersonalStore) -> None:
+    def _save(self, server: Server, store: DeviceStore) -> None:
         # One key: safetensors writes several in a random order.
         label = {"foundation": self.foundation.hash if self.foundation else ""}
         safetensors.torch.save_file(server.named(), self.room / "shared.safetensors", label)
-        if store.size:
-            store.best.flush()
-            store.best.path.rename(self.room / "personal.safetensors")
+        store.save(self.room)
 
     @contextlib.contextmanager
     def _store_folder(self) -> Iterator[Path]:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["app", "main"]
 
-_MISTAKE, _INTERRUPTED = 2, 130
+_FAILED, _MISTAKE, _INTERRUPTED = 1, 2, 130
 
 
 class _Verbs(TyperGroup):
@@ -369,6 +369,106 @@ def methods(as_json: Json = False) -> None:
     _show(found, as_json)
 
 
+Methods = Annotated[
+    str, typer.Option("--methods", metavar="all|SPEC,...", help="Each a method or method+preset; see `fedpa methods`.")
+]
+Jobs = Annotated[int | None, typer.Option("--jobs", help="Processes side by side; one per core unless said.")]
+
+
+@app.command(
+    epilog=_example(
+        "fedpa compare dataset --methods all --seeds 5 --out comparison",
+        "fedpa compare dataset --methods two-counters,fedpa,fedpa+reference --tasks click,topk --out comparison",
+    )
+)
+def compare(
+    dataset: DatasetArgument,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to make, or to go on with.")],
+    methods: Methods = "all",
+    tasks: Annotated[
+        str, typer.Option("--tasks", metavar="click,topk", help="What methods are compared on.")
+    ] = "click",
+    seeds: Annotated[int, typer.Option("--seeds", help="Runs of every method, each with its own foundation.")] = 5,
+    jobs: Jobs = None,
+    draws: Annotated[int, typer.Option("--draws", help="Draws of users for 95% intervals.")] = 1000,
+    tuned: Annotated[
+        bool, typer.Option("--tuned/--presets", help="Settings chosen for this data set, or the presets as they are.")
+    ] = True,
+    chosen: Annotated[
+        Path | None, typer.Option("--chosen", metavar="FILE", help="The chosen.yaml that `fedpa tune` wrote.")
+    ] = None,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Compare methods on the same users, rows and seeds; run again to go on or to retry what failed."""
+    from fedpa.comparison.compare import compare as compared
+    from fedpa.data.dataset import load_dataset
+    from fedpa.settings import parse_assignments
+
+    if chosen is not None and not tuned:
+        raise ConfigError("--chosen and --presets: found both", "give one of them")
+    results = compared(
+        load_dataset(dataset),
+        out=out,
+        methods="all" if methods == "all" else _listed(methods),
+        tasks=_listed(tasks),
+        seeds=seeds,
+        jobs=jobs,
+        draws=draws,
+        tuned=tuned if chosen is None else chosen,
+        settings=parse_assignments(set_ or []),
+        progress=_watched(),
+        say=lambda line: typer.echo(line, err=True),
+    )
+    if as_json:
+        _show(results, as_json)
+    else:
+        from fedpa.comparison.gather import tables
+
+        for table in tables(results):
+            _print(table)
+        typer.echo(f"results: {out}")
+    if results["failed"]:
+        lines = [f"  {cell}: {reason}" for cell, reason in results["failed"].items()]
+        _stop("\n".join([f"error: {len(lines)} cells failed; the same command tries them again:", *lines]), _FAILED)
+
+
+@app.command(epilog=_example("fedpa tune dataset --methods fedpa,fedpa+reference --trials 20 --out tuning"))
+def tune(
+    dataset: DatasetArgument,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to make, or to go on with.")],
+    methods: Methods,
+    task: Annotated[str, typer.Option("--task", metavar="click|topk", help="What methods are tuned for.")] = "click",
+    trials: Annotated[int, typer.Option("--trials", help="Of every method; the first is its preset.")] = 20,
+    ranges: Annotated[
+        Path | None, typer.Option("--ranges", metavar="YAML", help="What may be chosen, instead of the package's file.")
+    ] = None,
+    jobs: Jobs = None,
+    set_: Set = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Choose methods' settings on open users who play private ones; needs the extra `tune`; run again to go on."""
+    from fedpa.data.dataset import load_dataset
+    from fedpa.settings import parse_assignments
+    from fedpa.tuning.tune import tune as tuned
+
+    result = tuned(
+        load_dataset(dataset),
+        out=out,
+        methods="all" if methods == "all" else _listed(methods),
+        task=task,
+        trials=trials,
+        seed=seed,
+        jobs=jobs,
+        ranges=ranges,
+        settings=parse_assignments(set_ or []),
+        progress=_watched(),
+        say=lambda line: typer.echo(line, err=True),
+    )
+    _show({"tuning": str(out), "settings": str(out / "chosen.yaml"), **result}, as_json)
+
+
 @app.command(epilog=_example("fedpa demo", "fedpa demo --dir elsewhere --users 1000"))
 def demo(
     out: Annotated[Path, typer.Option("--dir", help="Folder to write; an earlier demo is overwritten.")] = Path(
@@ -389,6 +489,10 @@ def demo(
     typer.echo(f"for user {recommended['user']}: items {', '.join(map(str, recommended['items']))}")
     _show_table(result["yardsticks"], "test rows of private users")
     typer.echo(f"uploaded per user and round: {result['bytes_up_per_user_round']:,.0f} bytes")
+
+
+def _listed(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _open_run(path: Path, dataset: Path | None, foundation: Path | None) -> Run:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +15,13 @@ from fedpa.data.dataset import Dataset, Part
 from fedpa.draws import uniform
 from fedpa.errors import ConfigError
 from fedpa.evaluation.ranking import TopK
-from fedpa.federation.local import AdaptedModel
+from fedpa.federation.parameters import Table
 from fedpa.federation.rows import Batch
+from fedpa.federation.rule import AdaptedModel
 from fedpa.federation.server import Server
 from fedpa.federation.shard import Shard
 
-__all__ = ["Recommendation", "Recommender"]
+__all__ = ["Recommendation", "Recommender", "catalogue_batch"]
 
 Ints = npt.NDArray[np.int64]
 _BLOCK_ROWS = 1 << 17
@@ -52,6 +54,12 @@ class Recommendation:
     def as_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
         return self.__dict__.copy()
+
+
+def catalogue_batch(tables: Mapping[str, Table], numbers: Ints, items: Tensor, context: Tensor) -> Batch:
+    """Rows for blocks of `Shard.catalogue`, where the id of a table's row is its slot."""
+    slots = {name: table.ids(items, context) for name, table in tables.items()}
+    return Batch(torch.from_numpy(numbers), items, context, slots)
 
 
 class Recommender:
@@ -95,8 +103,10 @@ class Recommender:
         begin, end = self.dataset.user_starts[number : number + 2]
         with torch.inference_mode():
             context = self._context(self._item_context, self._user_context[number])
-            batch = Batch(torch.tensor([number]), self._items, context[None])
-            logits, gates = self.model.forward(self.model.layout.views(weights), batch)
+            users = None if local is None else np.array([local])
+            blocks, tables = self.shard.catalogue(weights, users, np.array([number]), self.server.state)
+            batch = catalogue_batch(tables, np.array([number]), self._items, context[None])
+            logits, gates = self.model.forward(blocks, batch)
             scores = torch.sigmoid(logits[0])
             open_scores = scores.clone()
             open_scores[torch.from_numpy(self.dataset.item[begin:end].astype(np.int64))] = -1.0
@@ -159,9 +169,10 @@ class Recommender:
         weights = self.shard.weights_of(block, self.server.state)
         with torch.inference_mode():
             context = torch.cat([item_context, own[:, None, :].expand(-1, self.dataset.n_items, -1)], -1)
-            users = torch.from_numpy(self.shard.rows.users[block])
-            batch = Batch(users, self._items.expand(size, -1), context)
-            return self.model.forward(self.model.layout.views(weights), batch)[0]
+            numbers = self.shard.rows.users[block]
+            blocks, tables = self.shard.catalogue(weights, block, numbers, self.server.state)
+            batch = catalogue_batch(tables, numbers, self._items.expand(size, -1), context)
+            return self.model.forward(blocks, batch)[0]
 
     def _context(self, items: Tensor, user: Tensor) -> Tensor:
         return torch.cat([items, user.expand(len(items), -1)], -1)

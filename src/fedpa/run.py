@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -22,11 +21,12 @@ from fedpa.artifacts import read_manifest, replace_file, write_json
 from fedpa.data.dataset import COLD, Dataset, Part
 from fedpa.errors import ArtifactError, ConfigError, DataError
 from fedpa.evaluation.report import click_report
-from fedpa.federation.local import AdaptedModel
+from fedpa.federation.device import DeviceStore
 from fedpa.federation.rows import ShardRows
+from fedpa.federation.rule import AdaptedModel
 from fedpa.federation.server import Server
 from fedpa.federation.shard import Shard
-from fedpa.federation.store import Generation, PersonalStore
+from fedpa.federation.touched import TouchedRows
 from fedpa.methods import Baseline, FederatedMethod, FrozenFoundation, Method, TwoCounters, find_method
 from fedpa.models.foundation import Foundation, load_foundation
 from fedpa.recommend import Recommendation, Recommender
@@ -128,22 +128,23 @@ class Run:
     @cached_property
     def model(self) -> AdaptedModel:
         """The adapted foundation."""
-        if not isinstance(self.method, FederatedMethod) or self.foundation is None:
+        if not isinstance(self.method, FederatedMethod):
             raise ConfigError(f"{self.path}: method {self.method.name} has no model")
-        return self.method.build(self.foundation, self.dataset, self.config["seed"], torch.device("cpu"))
+        return self.method.model(self.foundation, self.dataset, self.config["seed"], torch.device("cpu"))
 
     @cached_property
     def server(self) -> Server:
         """Shared and group parameters of the best round."""
         file = self.path / "shared.safetensors"
-        server = Server(self.model.layout, self.method.settings.torch_dtype)
+        server = cast(FederatedMethod, self.method).server(self.model.layout)
         try:
             named = safetensors.torch.load_file(file)
             with safetensors.safe_open(file, "pt") as opened:
                 carried = (opened.metadata() or {}).get("foundation")
         except (OSError, safetensors.SafetensorError) as error:
             raise ArtifactError(f"{file}: cannot be read ({error})", "adapt again") from error
-        if carried != self.config["foundation"]["hash"]:
+        noted = self.config["foundation"]
+        if carried != ("" if noted is None else noted["hash"]):
             raise ArtifactError(f"{file}: carries foundation {str(carried)[:12]}, the run's config says another one")
         server.load(named, str(file))
         return server
@@ -263,15 +264,10 @@ class Run:
         local = np.flatnonzero(self.rows.users == number)
         if not len(local):
             raise DataError(f"user {user!r} is not a private user of {self.dataset.path}: it has no personal state")
-        file = self.path / "personal.safetensors"
         erased = 0
-        if file.is_file():
-            with replace_file(file) as fresh:
-                shutil.copyfile(file, fresh)
-                store = Generation(fresh, writable=True)
-                erased = int(np.count_nonzero(store.read(local)))
-                store.write(local, np.zeros((1, store.shape[1]), store.read(local).dtype))
-                store.flush()
+        if isinstance(self.method, FederatedMethod):
+            touched = Shard.touched_rows(self.model, self.rows)
+            erased = self._store(touched).erase(self.path, int(local[0]), touched)
         self.summary["forgotten"] = int(self.summary.get("forgotten", 0)) + 1
         with replace_file(self.path / "summary.json") as fresh:
             write_json(fresh, self.summary)
@@ -332,16 +328,15 @@ class Run:
                 scores = shard.scores(self.server.state)
         return self._report(rows, scores, rows.part == Part.COLD_TEST, bootstrap)
 
-    def _store(self) -> PersonalStore:
-        size = self.model.layout.personal_size
-        file = self.path / "personal.safetensors"
+    def _store(self, touched: Mapping[str, TouchedRows] | None = None) -> DeviceStore:
+        touched = touched or Shard.touched_rows(self.model, self.rows)
         settings = self.method.settings
-        return PersonalStore.view(file if size else None, len(self.rows.users), size, settings.dtype)
+        return DeviceStore.open(self.path, self.model.layout, touched, len(self.rows.users), settings)
 
-    def _shard(self, rows: ShardRows, store: PersonalStore) -> Shard:
+    def _shard(self, rows: ShardRows, store: DeviceStore) -> Shard:
         method = cast(FederatedMethod, self.method)
         settings = method.settings.model_copy(update={"participation": 1.0})
-        return Shard(self.model, rows, settings, store, seed=self.config["seed"], loss=method.loss)
+        return Shard(self.model, rows, settings, store, seed=self.config["seed"], rule=method)
 
 
 def load_run(path: Path | str, *, foundation: Foundation | None = None, dataset: Dataset | None = None) -> Run:

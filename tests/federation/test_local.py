@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from arrays import CPU
-from fedpa.federation.local import LocalTrainer, click_loss
+from fedpa.federation.local import LocalTrainer
 from fedpa.federation.parameters import PERSONAL, SHARED, Block, Layout, Parameter
 from fedpa.federation.rows import Batch
+from fedpa.federation.rule import LocalRule, click_loss
 from fedpa.settings import Settings
 
 USERS, ROWS, WIDTH = 5, 7, 4
@@ -58,7 +59,7 @@ def steps(number: int) -> list[tuple[Batch, Tensor, Tensor]]:
 def test_each_user_trains_as_alone_with_pytorch(number: int, chosen: dict[str, Any]) -> None:
     settings = Settings.checked(chosen | {"dtype": "float64"}, "settings of a test")
     net, plan = Net(), steps(number)
-    trainer = LocalTrainer(net, click_loss, settings, USERS, CPU)
+    trainer = LocalTrainer(net, LocalRule(), settings, USERS, CPU)
     begin = torch.randn(USERS, net.layout.size, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     for _ in range(2):  # a second round starts afresh
         trainer.weights[:USERS] = begin
@@ -89,7 +90,12 @@ def test_one_step_of_adam_with_tiny_gradients() -> None:
     """The first step is lr g / (|g| + eps): of a gradient as small as eps, half of lr."""
     settings = Settings.checked({"lr": 0.1, "adam_eps": 1e-3, "dtype": "float64"}, "settings of a test")
     net = Net()
-    trainer = LocalTrainer(net, lambda logits, *_: logits.sum(1) * 1e-3 / ROWS, settings, USERS, CPU)
+
+    class Sum(LocalRule):
+        def loss(self, logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+            return logits.sum(1) * 1e-3 / ROWS
+
+    trainer = LocalTrainer(net, Sum(), settings, USERS, CPU)
     trainer.weights.zero_()
     trainer.start()
     trainer.step(*steps(1)[0], last=True)

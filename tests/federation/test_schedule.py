@@ -13,7 +13,6 @@ from fedpa.federation.schedule import (
     participants,
     row_block,
     shuffled_rows,
-    steps_of,
     users_in_whole_vectors,
 )
 
@@ -60,7 +59,7 @@ def test_every_row_of_every_user_is_trained_on_once(
         assert set(chunk.users) == set(chunk.users[: chunk.real])
         assert batch_size is None or chunk.width <= batch_size
         seen: list[list[int]] = [[] for _ in local]
-        for _, step in steps_of(chunk, 1):
+        for step in range(chunk.steps):
             positions, real = row_block(chunk, begin_of[local], count[local], step, batch_size)
             assert positions.shape == (len(local), chunk.width)
             assert (real >= 1).all()

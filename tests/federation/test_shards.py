@@ -14,11 +14,12 @@ import torch
 from arrays import Array, ArrayDataset, ToyEngine, toy, toy_engine
 from fedpa.data.dataset import Part
 from fedpa.errors import FedpaError
-from fedpa.federation.local import click_loss
 from fedpa.federation.parameters import PERSONAL, SHARED, Block, Layout, Parameter, group
 from fedpa.federation.server import Server, Upload
 from fedpa.federation.shard import Shard
-from fedpa.methods.fedpa import FedPA, FedPAModel, FedPASettings
+from fedpa.methods.fedpa import FedPA
+from fedpa.models.adapted import AdaptedMLP, AdapterSettings
+from fedpa.models.bias import WithPersonalBias
 from fedpa.settings import Settings
 
 USERS = 61
@@ -81,7 +82,7 @@ def divided(shards: int) -> list[Array]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    found = result(toy_engine(tmp_path_factory.mktemp("whole"), uneven(), FedPA(FedPASettings(**SETTINGS))))
+    found = result(toy_engine(tmp_path_factory.mktemp("whole"), uneven(), FedPA(AdapterSettings(**SETTINGS))))
     torch.set_num_threads(before)
     return found
 
@@ -90,7 +91,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.mark.parametrize("shards", [1, 2, 7])
 def test_shards_and_threads_change_no_byte(tmp_path: Path, whole: dict[str, Any], shards: int, number: int) -> None:
     torch.set_num_threads(number)
-    method = FedPA(FedPASettings(**SETTINGS))
+    method = FedPA(AdapterSettings(**SETTINGS))
     assert differing(result(toy_engine(tmp_path, uneven(), method, divided=divided(shards))), whole) == []
 
 
@@ -109,7 +110,7 @@ def test_shards_and_threads_change_no_byte(tmp_path: Path, whole: dict[str, Any]
 )
 def test_chunks_change_no_byte(tmp_path: Path, whole: dict[str, Any], limits: dict[str, Any], number: int) -> None:
     torch.set_num_threads(number)
-    engine = toy_engine(tmp_path, uneven(), FedPA(FedPASettings(**SETTINGS)), **limits)
+    engine = toy_engine(tmp_path, uneven(), FedPA(AdapterSettings(**SETTINGS)), **limits)
     assert differing(result(engine), whole) == []
 
 
@@ -118,7 +119,7 @@ def test_a_wide_model_is_the_same_in_any_company(tmp_path: Path) -> None:
     data = toy(40, np.random.default_rng(1).integers(1, 60, 40), features="causal")
     found = []
     for number, users_per_chunk in enumerate([128, 1, 3]):
-        method = FedPA(FedPASettings(batch_size=32))
+        method = FedPA(AdapterSettings(batch_size=32))
         engine = toy_engine(tmp_path / str(number), data, method, users_per_chunk=users_per_chunk)
         found.append(result(engine))
     assert differing(found[1], found[0]) == differing(found[2], found[0]) == []
@@ -137,7 +138,9 @@ def test_a_shard_of_nobody_and_of_users_without_rows(tmp_path: Path) -> None:
 
 
 def test_users_who_sit_out_keep_their_values(tmp_path: Path) -> None:
-    engine = toy_engine(tmp_path, toy(30, np.full(30, 8)), FedPA(FedPASettings(**(SETTINGS | {"participation": 0.3}))))
+    engine = toy_engine(
+        tmp_path, toy(30, np.full(30, 8)), FedPA(AdapterSettings(**(SETTINGS | {"participation": 0.3})))
+    )
     before = engine.personal()
     taken = np.zeros(30, bool)
     for number in range(4):
@@ -152,7 +155,7 @@ def test_users_who_sit_out_keep_their_values(tmp_path: Path) -> None:
 
 
 def test_training_diverged_is_an_error(tmp_path: Path) -> None:
-    method = FedPA(FedPASettings(rank=2, gate_hidden=(3, 2), optimizer="sgd", lr=1e12))
+    method = FedPA(AdapterSettings(rank=2, gate_hidden=(3, 2), optimizer="sgd", lr=1e12))
     engine = toy_engine(tmp_path, toy(12, np.full(12, 10)), method)
     with pytest.raises(FedpaError, match="training diverged") as caught:
         for number in range(5):
@@ -163,7 +166,7 @@ def test_training_diverged_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("lr", [1e38, 1e300])
 def test_infinite_and_undefined_changes_are_errors(tmp_path: Path, dtype: str, lr: float) -> None:
-    method = FedPA(FedPASettings(rank=2, gate_hidden=(3, 2), optimizer="sgd", lr=lr, dtype=dtype, epochs=3))
+    method = FedPA(AdapterSettings(rank=2, gate_hidden=(3, 2), optimizer="sgd", lr=lr, dtype=dtype, epochs=3))
     engine = toy_engine(tmp_path, toy(12, np.full(12, 10)), method)
     with pytest.raises(FedpaError, match="training diverged"):
         engine.round(0)
@@ -176,7 +179,7 @@ def test_a_calm_round_of_many_rows_is_no_divergence(tmp_path: Path) -> None:
     states = []
     for number, users_per_chunk in enumerate([10, 512]):
         engine = toy_engine(
-            tmp_path / str(number), data, FedPA(FedPASettings(**values)), users_per_chunk=users_per_chunk
+            tmp_path / str(number), data, FedPA(AdapterSettings(**values)), users_per_chunk=users_per_chunk
         )
         engine.round(0)
         states.append([table.numpy().tobytes() for table in engine.server.state])
@@ -213,9 +216,9 @@ def test_one_step_by_hand(tmp_path: Path, weighting: str) -> None:
         {"optimizer": "sgd", "lr": 2.0, "weighting": weighting, "dtype": "float64"}, "settings of a test"
     )
     model = _Line()
-    rows = toy_engine(tmp_path / "rows", data, FedPA(FedPASettings(rank=1, gate_hidden=(1, 1), dtype="float64")))
+    rows = toy_engine(tmp_path / "rows", data, FedPA(AdapterSettings(rank=1, gate_hidden=(1, 1), dtype="float64")))
     store = Shard.new_store(model, rows.shards[0].rows, settings, tmp_path)
-    shard = Shard(model, rows.shards[0].rows, settings, store, seed=0, loss=click_loss)
+    shard = Shard(model, rows.shards[0].rows, settings, store, seed=0)
     server = Server(model.layout, torch.float64)
     upload = shard.round(server.state, 0)
     server.step(upload)
@@ -234,14 +237,16 @@ def test_one_step_by_hand(tmp_path: Path, weighting: str) -> None:
 def test_nothing_personal_or_frozen_is_in_the_upload(tmp_path: Path) -> None:
     data = toy(5, np.full(5, 10))
     values = {"rank": 2, "gate_hidden": (3, 2), "personal_bias": True, "optimizer": "sgd", "lr": 0.7}
-    engine = toy_engine(tmp_path, data, FedPA(FedPASettings(**values)))
+    engine = toy_engine(tmp_path, data, FedPA(AdapterSettings(**values)))
     layout, shard = engine.model.layout, engine.shards[0]
     sentinels = (np.arange(5 * layout.personal_size, dtype=np.float32) + 1000.5).reshape(5, -1) * 1e-4
-    shard.store.begin(np.arange(5))
+    shard.store.begin(np.arange(5), shard.touched)
     shard.store.write(np.arange(5), sentinels)
     shard.store.commit()
-    assert isinstance(engine.model, FedPAModel)
-    frozen = [engine.model.items, *(value for pair in engine.model.frozen for value in pair)]
+    assert isinstance(engine.model, WithPersonalBias)
+    inner = engine.model.model
+    assert isinstance(inner, AdaptedMLP)
+    frozen = [inner.items, *(value for pair in inner.frozen for value in pair)]
     (starts,) = (p.start(torch.arange(5)) for p in layout.parameters() if callable(p.start))
     upload = shard.round(engine.server.state, 0)
     kept = shard.store.read(np.arange(5))
@@ -253,7 +258,7 @@ def test_nothing_personal_or_frozen_is_in_the_upload(tmp_path: Path) -> None:
     values = {"shared": 1, "group(kind)": 3, "group(size)": 2}
     assert [tuple(t.shape) for t in upload.sums] == [(values[scope], size) for scope, size in sizes.items()]
     sent = pickle.dumps([t.numpy() for t in (*upload.sums, *upload.weights)]) + pickle.dumps(
-        (upload.participants, upload.rows, upload.loss, upload.weights_up, upload.bound)
+        (upload.participants, upload.rows, upload.loss, upload.weights_up, upload.bound, upload.seen)
     )
     private = np.concatenate(
         [sentinels.ravel(), kept.ravel(), (kept - sentinels).ravel(), starts.numpy().ravel()]
@@ -267,7 +272,7 @@ def test_nothing_personal_or_frozen_is_in_the_upload(tmp_path: Path) -> None:
 
 
 def test_what_an_upload_is_made_of() -> None:
-    """An upload has no room for anything but sums, weights and counts."""
+    """An upload has no room for anything but sums, weights, counts and what a scope lets the server see."""
     assert list(Upload.__dataclass_fields__) == [
         "sums",
         "weights",
@@ -276,4 +281,5 @@ def test_what_an_upload_is_made_of() -> None:
         "loss",
         "weights_up",
         "bound",
+        "seen",
     ]

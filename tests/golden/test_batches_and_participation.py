@@ -15,7 +15,8 @@ from fedpa.federation.parameters import Layout
 from fedpa.federation.rows import ShardRows, group_sizes, group_values
 from fedpa.federation.server import FRACTION_BITS, Server
 from fedpa.federation.shard import Shard
-from fedpa.methods.fedpa import FedPA, FedPAModel, FedPASettings
+from fedpa.methods.fedpa import FedPA
+from fedpa.models.adapted import AdaptedMLP, AdapterSettings
 from fedpa.models.foundation import Foundation
 from golden import plain_loop
 from golden.plain_loop import PlainLoop, Problem, Rules
@@ -35,7 +36,7 @@ FOLLOWED = (
 BASE: dict[str, Any] = {"dtype": "float64", "rank": 2, "lr": 0.02, "batch_size": 5, "epochs": 2, "gate_hidden": (3, 2)}
 
 
-def problem_of(data: ArrayDataset, model: FedPAModel, foundation: Foundation, rows: ShardRows) -> Problem:
+def problem_of(data: ArrayDataset, model: AdaptedMLP, foundation: Foundation, rows: ShardRows) -> Problem:
     """What the loop needs, read out of the package's objects before any round."""
     mlp = foundation.model
     values = {key: codes.tolist() for key, codes in group_values(data).items()}
@@ -98,9 +99,9 @@ def test_the_engine_equals_the_loop(tmp_path: Path, case: str) -> None:
         groups=chosen.pop("toy_groups", ("kind", "size")),
         features=chosen.pop("features", "reference"),
     )
-    settings = FedPASettings(**(BASE | chosen))
+    settings = AdapterSettings(**(BASE | chosen))
     foundation = toy_foundation(data, dtype=torch.float64)
-    model = FedPAModel(FedPA(settings), foundation, data, seed=4, device=CPU)
+    model = AdaptedMLP(settings, FedPA(settings).scope, foundation, data, seed=4, device=CPU)
     rows = ShardRows.of(data, dtype=torch.float64, device=CPU)
     sizes = group_sizes(data)
     keys = sizes if settings.groups is None else {key: sizes[key] for key in settings.groups}
@@ -154,7 +155,7 @@ def test_the_file_holds_what_the_loop_computes(stored: dict[str, Any]) -> None:
 def test_the_engine_computes_what_the_file_holds(tmp_path: Path, stored: dict[str, Any], users_per_chunk: int) -> None:
     rules = plain_loop.RULES
     data, foundation, starts = _stored_objects(stored)
-    settings = FedPASettings(
+    settings = AdapterSettings(
         dtype="float64",
         gate_hidden=(3, 2),
         gate_init="random",
@@ -163,7 +164,7 @@ def test_the_engine_computes_what_the_file_holds(tmp_path: Path, stored: dict[st
             for name in ["rank", "alpha", "optimizer", "lr", "epochs", "batch_size", "participation", "weighting"]
         },
     )
-    model = FedPAModel(FedPA(settings), foundation, data, seed=0, device=CPU, starts=starts)
+    model = AdaptedMLP(settings, FedPA(settings).scope, foundation, data, seed=0, device=CPU, starts=starts)
     rows = ShardRows.of(data, dtype=torch.float64, device=CPU)
     store = Shard.new_store(model, rows, settings, tmp_path)
     shard = Shard(model, rows, settings, store, seed=rules.seed, users_per_chunk=users_per_chunk)

@@ -14,7 +14,8 @@ from fedpa.data.dataset import Part
 from fedpa.federation.rows import ShardRows
 from fedpa.federation.server import Server
 from fedpa.federation.shard import Shard
-from fedpa.methods.fedpa import FedPA, FedPAModel, FedPASettings
+from fedpa.methods.fedpa import FedPA
+from fedpa.models.adapted import AdaptedMLP, AdapterSettings
 from golden import reference
 from shared import need
 
@@ -26,9 +27,10 @@ def test_three_published_rounds(tmp_path: Path, users_per_chunk: int) -> None:
     with np.load(need("golden/three_rounds.npz")) as file:
         golden = dict(file)
     data = reference.dataset(golden)
-    settings = FedPASettings(lr=0.1, gate_init="random", dtype="float64", groups=reference.GROUPS)
-    model = FedPAModel(
-        FedPA(settings),
+    settings = AdapterSettings(lr=0.1, gate_init="random", dtype="float64", groups=reference.GROUPS)
+    model = AdaptedMLP(
+        settings,
+        FedPA(settings).scope,
         reference.foundation(golden, data),
         data,
         seed=0,
@@ -76,7 +78,7 @@ def _server_parameter(name: str, state: dict[str, torch.Tensor]) -> torch.Tensor
     return state[f"layers.{int(index) // 2}.gate.{int(index) % 2}.{kind}"]
 
 
-def _compare_personal(golden: reference.Golden, data: ArrayDataset, model: FedPAModel, shard: Shard) -> None:
+def _compare_personal(golden: reference.Golden, data: ArrayDataset, model: AdaptedMLP, shard: Shard) -> None:
     names = [str(n) for n in golden["data/user_feature_names"]]
     users = sorted({int(name.split("/")[2]) for name in golden if name.startswith("final/personal/")})
     assert len(users) == 20

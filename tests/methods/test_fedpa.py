@@ -17,8 +17,9 @@ from fedpa.evaluation.metrics import log_loss
 from fedpa.federation.parameters import PERSONAL, SHARED, Scope, group
 from fedpa.federation.rows import Batch
 from fedpa.methods import FrozenFoundation
-from fedpa.methods.fedpa import FedPA, FedPAModel, FedPASettings
+from fedpa.methods.fedpa import FedPA
 from fedpa.methods.method import find_method
+from fedpa.models.adapted import AdaptedMLP, AdapterSettings
 from fedpa.settings import Settings
 
 SMALL: dict[str, Any] = {"rank": 2, "gate_hidden": (3, 2)}
@@ -147,7 +148,7 @@ def test_repaired_lora_moves(tmp_path: Path) -> None:
 def test_shapes_by_rank_and_groups(tmp_path: Path, rank: int, groups: tuple[str, ...] | None) -> None:
     engine = toy_engine(tmp_path, data(), configured(rank=rank, groups=groups))
     keys = ("kind", "size") if groups is None else groups
-    model = cast(FedPAModel, engine.model)
+    model = cast(AdaptedMLP, engine.model)
     assert model.branches == 2 + len(keys)
     assert engine.round(0).participants == 40
     into, hidden, gates = 3 * 5, (6, 4), (3, 2)
@@ -191,7 +192,7 @@ def test_the_loss_falls(tmp_path: Path, values: dict[str, Any]) -> None:
 
 def test_the_scope_of_every_parameter() -> None:
     found = data()
-    model = configured(personal_bias=True).build(toy_foundation(found), found, 0, CPU)
+    model = configured(personal_bias=True).model(toy_foundation(found), found, 0, CPU)
     expected: dict[str, Scope] = {
         "user_embedding": PERSONAL,
         "user_bias": PERSONAL,
@@ -274,13 +275,13 @@ class AllShared(FedPA):
 
 
 def test_a_method_of_ones_own_is_a_rule(tmp_path: Path) -> None:
-    engine = toy_engine(tmp_path / "one", data(), LocalGates(FedPASettings(**SMALL)))
+    engine = toy_engine(tmp_path / "one", data(), LocalGates(AdapterSettings(**SMALL)))
     assert not any(".gate." in name for name in engine.server.named())
     for number in range(2):
         engine.round(number)
     gates = named(engine)["layers.0.gate.1.bias"]
     assert len(torch.unique(gates, dim=0)) > 20
-    shared = toy_engine(tmp_path / "two", data(), AllShared(FedPASettings(**SMALL)))
+    shared = toy_engine(tmp_path / "two", data(), AllShared(AdapterSettings(**SMALL)))
     shared.round(0)
     assert set(shared.model.layout.sizes_by_scope()) == {"personal", "shared"}
     blocks = weights(shared)
@@ -295,8 +296,8 @@ def test_a_loss_of_ones_own(tmp_path: Path) -> None:
             return 2 * super().loss(logits, labels, weights)
 
     values = SMALL | {"optimizer": "sgd", "dtype": "float64"}
-    single = toy_engine(tmp_path / "one", data(), FedPA(FedPASettings(**values, lr=0.2)))
-    double = toy_engine(tmp_path / "two", data(), Doubled(FedPASettings(**values, lr=0.1)))
+    single = toy_engine(tmp_path / "one", data(), FedPA(AdapterSettings(**values, lr=0.2)))
+    double = toy_engine(tmp_path / "two", data(), Doubled(AdapterSettings(**values, lr=0.1)))
     uploads = [engine.round(0) for engine in (single, double)]
     assert uploads[1].loss == pytest.approx(2 * uploads[0].loss, rel=1e-9)
     for one, two in zip(single.server.state, double.server.state, strict=True):

@@ -2,50 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from fedpa.federation.parameters import Layout
 from fedpa.federation.rows import Batch
+from fedpa.federation.rule import AdaptedModel, LocalRule, LocalStep, Names
 from fedpa.settings import Settings
 
-__all__ = ["AdaptedModel", "LocalTrainer", "click_loss"]
-
-
-class AdaptedModel(Protocol):
-    """A foundation with adapters, as a function of its parameters."""
-
-    layout: Layout
-
-    def forward(self, blocks: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, list[Tensor]]:
-        """Click logits [users, rows] from blocks [users, *block.shape].
-
-        Second, what explains a score: per gated layer the branch weights [users, rows, branches]; may be empty.
-        """
-        ...
-
-
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-def click_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """Weighted binary cross-entropy per user.
-
-    Parameters
-    ----------
-    logits, labels, weights : Tensor
-        [users, rows]; the weights of one user's rows sum to one, padding has weight zero.
-
-    Returns
-    -------
-    Tensor
-        [users].
-    """
-    losses = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
-    return (losses * weights).sum(1)
+__all__ = ["LocalTrainer"]
 
 
 class LocalTrainer:
@@ -54,8 +20,8 @@ class LocalTrainer:
     Parameters
     ----------
     model : AdaptedModel
-    loss : callable
-        From (logits, labels, weights), each [users, rows], to a loss per user.
+    rule : LocalRule
+        Loss, rates and what moves.
     settings : Settings
         Learning rate, optimiser and its constants.
     users : int
@@ -64,31 +30,75 @@ class LocalTrainer:
     Attributes
     ----------
     weights : Tensor
-        The users' flat parameters [users, size]: fill it, then call `step` for every batch.
+        The users' flat parameters [users, width]: fill it, then call `start`, then `step` for every batch.
     change : Tensor
-        After `step`: by how much each weight has moved since `start`, [users, size].
+        After `step`: by how much each weight has moved since `start`, [users, width].
+    moments : tuple of Tensor
+        Adam's two moments [users, width] where the device keeps them.
+    steps : Tensor
+        How many steps they have seen [users, 1].
     room : Tensor
         Working memory for one scope of the users' uploads, float64 [users x size].
     """
 
-    def __init__(self, model: AdaptedModel, loss: Loss, settings: Settings, users: int, device: torch.device) -> None:
+    def __init__(
+        self, model: AdaptedModel, rule: LocalRule, settings: Settings, users: int, device: torch.device
+    ) -> None:
         self.model = model
-        self.loss = loss
+        self.rule = rule
         self.settings = settings
-        size = (users, model.layout.size)
-        dtype = settings.torch_dtype
-        self.weights = torch.empty(size, dtype=dtype, device=device)
-        self.change = torch.empty_like(self.weights)
+        self.device = device
         self.room = torch.empty(users * model.layout.largest_upload, dtype=torch.float64, device=device)
-        self._work = torch.empty_like(self.weights)
-        self._moments: tuple[Tensor, Tensor] | None = None
-        self._done = 0
+        self._memory: dict[str, Tensor] = {}
+        self._rows: dict[tuple[object, ...], Tensor] = {}
+        self._moving: dict[object, frozenset[str]] = {}
+        self._still = frozenset(n for n, scope in model.layout.scopes.items() if scope.kind == "frozen")
+        names = model.layout.scopes
+        self._scaled = bool(self._still) or any(rule.lr_scale(name) != 1.0 for name in names)
+        self.fit(users, [1] * len(model.layout.tables))
 
-    def start(self) -> None:
-        """Forget the optimiser: the next `step` is the first of a round."""
-        self._done = 0
+    def fit(self, users: int, lengths: Sequence[int]) -> None:
+        """Make room for some users with so many touched rows of each table."""
+        self.lengths = tuple(lengths)
+        width = self.model.layout.width(lengths)
+        self.weights, self.change, self._work = (self._room(n, users, width) for n in ("weights", "change", "work"))
 
-    def step(self, batch: Batch, labels: Tensor, row_weights: Tensor, *, last: bool) -> Tensor:
+    def start(
+        self,
+        number: int = 1,
+        *,
+        received: Mapping[str, Tensor] | None = None,
+        distance: Tensor | None = None,
+    ) -> None:
+        """The next `step` is the first of a round.
+
+        Parameters
+        ----------
+        number : int
+            Of the round.
+        received : dict, optional
+            See `LocalStep.received`.
+        distance : Tensor, optional
+            How far each weight is from its start [users, width], for the decay of personal parameters.
+        """
+        self._number, self._received, self._distance = number, received or {}, distance
+        self._done = 0
+        self._counts: dict[object, int] = {}
+        self._start: dict[str, Tensor] = {}
+        if self.rule.needs_start:
+            self._start = self.model.layout.views(self.weights.clone(), self.lengths)
+        if self.settings.keep_optimizer:
+            users, width = self.weights.shape
+            self.moments = self._room("mean", users, width), self._room("square", users, width)
+            self.steps = self._room("steps", users, 1)
+
+    def start_phase(self) -> None:
+        """Forget the optimiser, unless the device keeps it."""
+        self._counts = {}
+
+    def step(
+        self, batch: Batch, labels: Tensor, row_weights: Tensor, *, last: bool, turn: Names | None = None
+    ) -> Tensor:
         """One gradient step of every user in the chunk.
 
         Parameters
@@ -98,6 +108,8 @@ class LocalTrainer:
             [users, rows].
         last : bool
             No further step follows, so `weights` need not be moved.
+        turn : callable, optional
+            From a parameter's name to whether it moves.
 
         Returns
         -------
@@ -106,13 +118,18 @@ class LocalTrainer:
         """
         users = len(labels)
         first = self._done == 0
-        gradient = (self.change if first and last else self._work)[:users]
-        losses = self._differentiate(batch, labels, row_weights, gradient)
+        alone = first and last and not self.settings.keep_optimizer
+        gradient = (self.change if alone else self._work)[:users]
+        losses = self._differentiate(batch, labels, row_weights, gradient, turn)
+        self._pull(gradient, first)
         self._done += 1
-        if first and last:
-            self._only_step(gradient)
+        rates = self._rates(turn)
+        if alone:
+            self._only_step(gradient, rates)
             return losses
-        update = self._update(gradient, users)
+        update = self._update(gradient, users, turn)
+        if rates is not None:
+            update *= rates
         if first:
             self.change[:users] = update
         else:
@@ -121,42 +138,122 @@ class LocalTrainer:
             self.weights[:users] += update
         return losses
 
-    def _differentiate(self, batch: Batch, labels: Tensor, row_weights: Tensor, gradient: Tensor) -> Tensor:
-        """Losses [users]; their gradients go into flat vectors [users, size]."""
-        views = self.model.layout.views
-        blocks = {n: view.detach().requires_grad_() for n, view in views(self.weights[: len(labels)]).items()}
-        places = views(gradient)
-        for name, block in blocks.items():
-            block.main_grad = places[name]  # type: ignore[attr-defined]
-        losses = self.loss(self.model.forward(blocks, batch)[0], labels, row_weights)
-        found = torch.autograd.grad(losses.sum(), list(blocks.values()), allow_unused=True)
-        for place, value in zip(places.values(), found, strict=True):
+    def _differentiate(
+        self, batch: Batch, labels: Tensor, row_weights: Tensor, gradient: Tensor, turn: Names | None
+    ) -> Tensor:
+        """Losses [users]; their gradients go into flat vectors [users, width]."""
+        layout = self.model.layout
+        moving = self._blocks(turn)
+        blocks, places = layout.views(self.weights[: len(labels)], self.lengths), layout.views(gradient, self.lengths)
+        blocks = {name: view.detach() for name, view in blocks.items()}
+        for name in moving:
+            blocks[name].requires_grad_().main_grad = places[name]  # type: ignore[attr-defined]
+        local = LocalStep(blocks, self._start, self._received, batch, labels, row_weights, self._number)
+        losses = self.rule.local_loss(self.model, local)
+        learned = [name for name in blocks if name in moving]
+        found = torch.autograd.grad(losses.sum(), [blocks[name] for name in learned], allow_unused=True)
+        values = dict(zip(learned, found, strict=True))
+        for name, place in places.items():
+            value = values.get(name)
             if value is None:
                 place.zero_()
             elif value.data_ptr() != place.data_ptr():
                 place.copy_(value)
         return losses.detach()
 
-    def _only_step(self, gradient: Tensor) -> None:
+    def _pull(self, gradient: Tensor, first: bool) -> None:
+        """Add the gradient of the proximal term and of the decay of what is personal."""
+        settings = self.settings
+        if not (settings.proximal or settings.personal_decay):
+            return
+        strength = self._row("pull", self._strength)
+        if not first:
+            gradient.addcmul_(self.change[: len(gradient)], strength)
+        if self._distance is not None:
+            gradient.addcmul_(self._distance[: len(gradient)], strength)
+
+    def _strength(self, name: str) -> float:
+        kind = self.model.layout.scopes[name].kind
+        if kind == "frozen":
+            return 0.0
+        return self.settings.personal_decay if kind == "personal" else self.settings.proximal
+
+    def _only_step(self, gradient: Tensor, rates: Tensor | None) -> None:
         """Turn the gradient into the single step of a fresh optimiser, in place; Adam's is lr g / (|g| + eps)."""
         if self.settings.optimizer == "adam":
             scale = torch.abs(gradient, out=self._work[: len(gradient)]).add_(self.settings.adam_eps)
             gradient.div_(scale)
         gradient.mul_(-self.settings.lr)
+        if rates is not None:
+            gradient.mul_(rates)
 
-    def _update(self, gradient: Tensor, users: int) -> Tensor:
+    def _update(self, gradient: Tensor, users: int, turn: Names | None) -> Tensor:
         """The step of Kingma & Ba (2015), algorithm 1, or of plain gradient descent."""
         settings = self.settings
         if settings.optimizer == "sgd":
             return gradient * -settings.lr
-        if self._moments is None:
-            self._moments = torch.empty_like(self.weights), torch.empty_like(self.weights)
-        mean, square = self._moments[0][:users], self._moments[1][:users]
-        if self._done == 1:
-            mean.zero_()
-            square.zero_()
+        self._counts[turn] = self._counts.get(turn, 0) + 1
+        done: int | Tensor = self._counts[turn]
+        if settings.keep_optimizer:
+            mean, square = self.moments[0][:users], self.moments[1][:users]
+            done = self.steps[:users]
+            if next(iter(self._counts)) is turn:
+                done.add_(1)
+        else:
+            mean, square = (self._room(name, len(self.weights), self.weights.shape[1])[:users] for name in _MOMENTS)
+            if len(self._counts) == 1 and done == 1:
+                mean.zero_()
+                square.zero_()
         beta1, beta2 = settings.adam_betas
-        mean.lerp_(gradient, 1 - beta1)
-        square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        scale = (square / (1 - beta2**self._done)).sqrt_().add_(settings.adam_eps)
-        return (mean / scale).mul_(-settings.lr / (1 - beta1**self._done))
+        if turn is None:
+            mean.lerp_(gradient, 1 - beta1)
+            square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        else:  # what has no turn keeps its moments
+            moves = self._row(turn, lambda name: float(turn(name)))
+            mean.addcmul_(gradient - mean, moves, value=1 - beta1)
+            square.addcmul_(gradient * gradient - square, moves, value=1 - beta2)
+        scale = (square / (1 - beta2**done)).sqrt_().add_(settings.adam_eps)
+        return (mean / scale).mul_(-settings.lr / (1 - beta1**done))
+
+    def _rates(self, turn: Names | None) -> Tensor | None:
+        """Factor on the step of every weight [width]; None where all are one."""
+        if turn is None and not self._scaled:
+            return None
+
+        def rate(name: str) -> float:
+            moves = name not in self._still and (turn is None or turn(name))
+            return self.rule.lr_scale(name) if moves else 0.0
+
+        return self._row(("rate", turn), rate)
+
+    def _blocks(self, turn: Names | None) -> frozenset[str]:
+        """Names of the blocks of which anything moves."""
+        if turn not in self._moving:
+            layout = self.model.layout
+            members = {block.name: [p.name for p in block.parameters] for block in layout.blocks}
+            members |= {table.name: [table.name] for table in layout.tables}
+            self._moving[turn] = frozenset(
+                block
+                for block, names in members.items()
+                if any(name not in self._still and (turn is None or turn(name)) for name in names)
+            )
+        return self._moving[turn]
+
+    def _row(self, key: object, value: Callable[[str], float]) -> Tensor:
+        """`Layout.row`, made once for each length of the tables."""
+        full = (key, self.lengths)
+        if full not in self._rows:
+            row = self.model.layout.row(value, self.lengths)
+            self._rows[full] = row.to(self.device, self.settings.torch_dtype)
+        return self._rows[full]
+
+    def _room(self, name: str, users: int, width: int) -> Tensor:
+        """A matrix in memory that is used again."""
+        found = self._memory.get(name)
+        if found is None or found.numel() < users * width:
+            found = torch.empty(users * width, dtype=self.settings.torch_dtype, device=self.device)
+            self._memory[name] = found
+        return found[: users * width].view(users, width)
+
+
+_MOMENTS = ("mean", "square")

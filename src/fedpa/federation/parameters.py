@@ -12,7 +12,22 @@ from torch import Tensor
 
 from fedpa.errors import ConfigError
 
-__all__ = ["PERSONAL", "SHARED", "Block", "Layout", "Parameter", "Scope", "Span", "Vector", "group"]
+__all__ = [
+    "FROZEN",
+    "PERSONAL",
+    "SHARED",
+    "Block",
+    "Layout",
+    "Parameter",
+    "Scope",
+    "Span",
+    "Table",
+    "Vector",
+    "group",
+]
+
+
+_UPLOADED = ("shared", "group")
 
 
 @dataclass(frozen=True)
@@ -20,12 +35,24 @@ class Scope:
     """Who trains a parameter and what the server does with it.
 
     ``shared``: every participant, averaged over participants. ``group``: participants whose user has a value of
-    `key`, averaged within the value. ``personal``: one user; the server never sees it. What is frozen is not a
-    parameter of the engine at all: it belongs to the foundation.
+    `key`, averaged within the value. ``personal``: one user; the server never sees it. ``frozen``: nobody; the device
+    has its start from the beginning. What belongs to the foundation is not a parameter of the engine at all.
+
+    Attributes
+    ----------
+    kind : {"shared", "group", "personal", "frozen"}
+    key : str or None
+        Of a group.
+    keeps : bool
+        Whether the device keeps its own copy of what it uploads, and scores with it. Only for ``shared``.
+    sees : {"sum", "rows"}
+        What the server may see of the uploads: their sum, or each of them.
     """
 
-    kind: Literal["shared", "group", "personal"]
+    kind: Literal["shared", "group", "personal", "frozen"]
     key: str | None = None
+    keeps: bool = False
+    sees: Literal["sum", "rows"] = "sum"
 
     def __str__(self) -> str:
         return self.kind if self.key is None else f"{self.kind}({self.key})"
@@ -33,6 +60,7 @@ class Scope:
 
 SHARED = Scope("shared")
 PERSONAL = Scope("personal")
+FROZEN = Scope("frozen")
 
 
 def group(key: str) -> Scope:
@@ -90,6 +118,40 @@ class Block:
 
 
 @dataclass(frozen=True)
+class Table:
+    """A parameter of which a user needs only the rows that its own data touch, such as item embeddings.
+
+    In memory a user has those rows alone; on the wire the table is always whole, so that nobody learns which rows a
+    user touched.
+
+    Attributes
+    ----------
+    name : str
+        Unique, also the name of its block in the forward pass [users, touched rows, width].
+    rows, width : int
+    start : Tensor
+        [rows, width].
+    ids : callable
+        For ``per="row"`` from items [...] and context codes [..., features] to rows of the table [..., ids]; the
+        forward pass finds their places among the touched rows in ``batch.slots``. For ``per="user"`` from user numbers
+        [users] to distinct rows [users, ids], which are the block.
+    per : {"row", "user"}
+    """
+
+    name: str
+    rows: int
+    width: int
+    start: Tensor
+    ids: Callable[..., Tensor]
+    per: Literal["row", "user"] = "row"
+
+    @property
+    def parameter(self) -> Parameter:
+        """The whole table as a parameter."""
+        return Parameter(self.name, (self.rows, self.width), self.start)
+
+
+@dataclass(frozen=True)
 class Span:
     """Adjacent weights of equal scope in the flat vector of one user: ``[begin, end)``."""
 
@@ -104,17 +166,21 @@ class Span:
 
 @dataclass(frozen=True)
 class Vector:
-    """All weights of one scope, in the order of the flat vector: what is sent, summed or stored together."""
+    """All weights of one scope, in the order of the flat vector: what is sent, summed or stored together.
+
+    A table is a vector of its own, without spans: its place in the flat vector depends on who is computed together.
+    """
 
     scope: Scope
     spans: tuple[Span, ...]
     parameters: tuple[Parameter, ...]
     values: int
+    table: Table | None = None
 
     @property
     def size(self) -> int:
         """Number of weights."""
-        return sum(span.size for span in self.spans)
+        return sum(parameter.size for parameter in self.parameters)
 
     def pairs(self, flat: Tensor, values: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Views of the same weights in flat vectors [users, layout size] and in this scope's own [rows, size]."""
@@ -164,16 +230,27 @@ class Layout:
         From a parameter's name to its scope.
     group_sizes : mapping
         Number of values of each group key.
+    tables : sequence of Table
+        Their touched rows follow the `size` weights of the blocks, in this order.
 
     Raises
     ------
     ConfigError
-        If a name occurs twice, or a scope names a group key that the data set does not have.
+        If a name occurs twice, a scope names a group key that the data set does not have, or a table has a scope that
+        tables cannot have.
     """
 
-    def __init__(self, blocks: Sequence[Block], rule: Callable[[str], Scope], group_sizes: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        blocks: Sequence[Block],
+        rule: Callable[[str], Scope],
+        group_sizes: Mapping[str, int],
+        tables: Sequence[Table] = (),
+    ) -> None:
         self.blocks = tuple(blocks)
+        self.tables = tuple(tables)
         self.group_sizes = dict(group_sizes)
+        self._rule = rule
         self.scopes: dict[str, Scope] = {}
         self.places: dict[str, Span] = {}
         found: dict[Scope, tuple[list[Span], list[Parameter]]] = {}
@@ -200,26 +277,74 @@ class Layout:
             Vector(scope, tuple(spans), tuple(members), self.group_sizes[scope.key] if scope.key else 1)
             for scope, (spans, members) in found.items()
         ]
-        self.uploaded = tuple(v for v in vectors if v.scope.kind != "personal")
-        self.personal = next((v for v in vectors if v.scope.kind == "personal"), None)
-        self.largest_upload = max((vector.size for vector in self.uploaded), default=0)
+        self.largest_upload = max((v.size for v in vectors if v.scope.kind in _UPLOADED), default=0)
+        for table in self.tables:
+            scope = rule(table.name)
+            if table.name in self.scopes or scope.kind == "group":
+                what = "is named twice" if table.name in self.scopes else "cannot be averaged by group"
+                raise ConfigError(f"table {table.name!r} {what}", "give tables a shared, personal or frozen scope")
+            self.scopes[table.name] = scope
+            vectors.append(Vector(scope, (), (table.parameter,), 1, table))
+        self.uploaded = tuple(v for v in vectors if v.scope.kind in _UPLOADED)
+        self.personal = next((v for v in vectors if v.scope.kind == "personal" and v.table is None), None)
         self.personal_size = self.personal.size if self.personal else 0
+        self.frozen = tuple(v for v in vectors if v.scope.kind == "frozen" and v.table is None)
+        self.kept = tuple(v for v in vectors if v.scope.keeps and v.table is None)
+
+    def extended(self, block: Block, scope: Scope) -> Layout:
+        """The layout with one more block after the others, all of whose parameters have `scope`."""
+        names = {parameter.name for parameter in block.parameters}
+        return Layout(
+            (*self.blocks, block),
+            lambda name: scope if name in names else self._rule(name),
+            self.group_sizes,
+            self.tables,
+        )
 
     def parameters(self) -> Iterator[Parameter]:
         """All parameters in order."""
         for block in self.blocks:
             yield from block.parameters
 
-    def views(self, flat: Tensor) -> dict[str, Tensor]:
-        """The blocks of a flat matrix [users, size] as tensors [users, *block.shape], sharing its memory."""
+    def width(self, lengths: Sequence[int]) -> int:
+        """Weights of one user with so many touched rows of each table."""
+        return self.size + sum(table.width * length for table, length in zip(self.tables, lengths, strict=True))
+
+    def table_spans(self, lengths: Sequence[int]) -> list[Span]:
+        """Where the touched rows of each table are in the flat vector."""
+        found, position = [], self.size
+        for table, length in zip(self.tables, lengths, strict=True):
+            found.append(Span(position, position + table.width * length))
+            position += table.width * length
+        return found
+
+    def views(self, flat: Tensor, lengths: Sequence[int] = ()) -> dict[str, Tensor]:
+        """The blocks of a flat matrix [users, width] as tensors [users, *block.shape], sharing its memory.
+
+        Tables follow as [users, touched rows, table width] when `lengths` says how many rows each has.
+        """
         position, views = 0, {}
         for block in self.blocks:
             size = math.prod(block.shape)
             views[block.name] = flat[:, position : position + size].view(-1, *block.shape)
             position += size
+        if lengths:
+            for table, span in zip(self.tables, self.table_spans(lengths), strict=True):
+                views[table.name] = flat[:, span.begin : span.end].unflatten(1, (-1, table.width))
         return views
+
+    def row(self, value: Callable[[str], float], lengths: Sequence[int] = ()) -> Tensor:
+        """One number for every weight of the flat vector, by the name of its parameter: [width]."""
+        pieces = [torch.full((parameter.size,), value(parameter.name)) for parameter in self.parameters()]
+        spans = self.table_spans(lengths) if lengths else []
+        pieces += [torch.full((s.size,), value(t.name)) for t, s in zip(self.tables, spans, strict=False)]
+        return torch.cat(pieces) if pieces else torch.zeros(0)
 
     def sizes_by_scope(self) -> dict[str, int]:
         """Number of weights that one user has in each scope, by the scope's name."""
-        everything = (*self.uploaded, *([self.personal] if self.personal else []))
-        return {str(vector.scope): vector.size for vector in everything}
+        sizes: dict[str, int] = {}
+        everything: list[Parameter] = [*self.parameters(), *(table.parameter for table in self.tables)]
+        for parameter in everything:
+            scope = str(self.scopes[parameter.name])
+            sizes[scope] = sizes.get(scope, 0) + parameter.size
+        return sizes

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -49,11 +50,14 @@ class Batch:
         Item numbers [users, rows], int64.
     context : Tensor
         Codes of the row's own features [users, rows, context features], int64.
+    slots : dict
+        Per table the places of the rows' ids among the user's touched rows [users, rows, ids], int64.
     """
 
     users: Tensor
     items: Tensor
     context: Tensor
+    slots: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass

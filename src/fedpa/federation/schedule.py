@@ -8,8 +8,8 @@ shape and address (see ``MKL_CBWR`` in `fedpa`; every user has products of its o
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,11 +19,12 @@ from fedpa.draws import uniform
 __all__ = [
     "Chunk",
     "chunks",
+    "halves",
+    "local_part",
     "padded_length",
     "participants",
     "row_block",
     "shuffled_rows",
-    "steps_of",
     "users_in_whole_vectors",
 ]
 
@@ -70,7 +71,14 @@ def users_in_whole_vectors(width: int) -> int:
 
 
 def chunks(
-    users: Ints, rows: Ints, *, batch_size: int | None, users_per_chunk: int, rows_per_chunk: int
+    users: Ints,
+    rows: Ints,
+    *,
+    batch_size: int | None,
+    users_per_chunk: int,
+    rows_per_chunk: int,
+    train: Ints | None = None,
+    train_batch: int = 1,
 ) -> list[Chunk]:
     """Sort users into chunks of equal width and number of steps.
 
@@ -82,15 +90,19 @@ def chunks(
         Rows per local step; None takes all rows in one.
     users_per_chunk, rows_per_chunk : int
         Limits of a chunk; at least one user is in it.
+    train, train_batch : ndarray, int
+        Where the users also train, their training rows [users] and the batch size: a chunk has users who train in
+        blocks of one shape.
     """
-    users, rows = users[rows > 0], rows[rows > 0]
-    steps = np.ones_like(rows) if batch_size is None else -(-rows // batch_size)
-    width = padded_length(rows if batch_size is None else np.minimum(rows, batch_size))
-    if batch_size is not None:
-        width = np.minimum(width, batch_size)
-    order = np.lexsort((users, width, steps))
+    kept = rows > 0
+    users, rows = users[kept], rows[kept]
+    steps, width = _shape(rows, batch_size)
+    keys = [steps, width]
+    if train is not None:
+        keys += _shape(train[kept], train_batch)
+    order = np.lexsort((users, *reversed(keys)))
     users, width, steps = users[order], width[order], steps[order]
-    edges = np.flatnonzero((np.diff(width) != 0) | (np.diff(steps) != 0)) + 1
+    edges = np.flatnonzero(np.any([np.diff(key[order]) != 0 for key in keys], axis=0)) + 1
     found = []
     for begin, end in zip([0, *edges], [*edges, len(users)], strict=True):
         if begin == end:
@@ -103,6 +115,13 @@ def chunks(
             real = len(members)
             found.append(Chunk(np.pad(members, (0, -real % whole), mode="edge"), real, w, s))
     return found
+
+
+def _shape(rows: Ints, batch_size: int | None) -> tuple[Ints, Ints]:
+    """Steps per epoch and padded rows per step."""
+    if batch_size is None:
+        return np.ones_like(rows), padded_length(rows)
+    return -(-rows // batch_size), np.minimum(padded_length(np.minimum(rows, batch_size)), batch_size)
 
 
 def row_block(chunk: Chunk, begin: Ints, count: Ints, step: int, batch_size: int | None) -> tuple[Ints, Ints]:
@@ -142,6 +161,46 @@ def participants(seed: int, round_number: int, share: float, users: Ints, keys: 
     return users[uniform(seed, "participate", (round_number,), keys[users]) < share]
 
 
-def steps_of(chunk: Chunk, epochs: int) -> Iterator[tuple[int, int]]:
-    """Pairs (epoch, step) of one round."""
-    return ((epoch, step) for epoch in range(epochs) for step in range(chunk.steps))
+SUPPORT, QUERY = 1, 2
+"""Bits of `halves`."""
+
+
+def halves(seed: int, round_number: int, keys: npt.NDArray[np.uint64], count: Ints) -> npt.NDArray[np.int8]:
+    """Support and query rows of each user, drawn anew in every round [users, longest run].
+
+    The larger half is support; a user's only row is both.
+    """
+    order = shuffled_rows(seed, round_number, -1, keys, count)
+    found = np.full(order.shape, QUERY, np.int8)
+    first = np.where(np.arange(order.shape[1]) < -(-count // 2)[:, None], SUPPORT, QUERY).astype(np.int8)
+    np.put_along_axis(found, order, first, axis=1)
+    found[count == 1, 0] = SUPPORT | QUERY
+    return found
+
+
+def local_part(
+    real: Ints, offsets: Ints, half: npt.NDArray[np.int8] | None, rows: Literal["all", "support", "query"]
+) -> npt.NDArray[np.float64]:
+    """Weights of one step's rows [users, width]: equal over the real rows of the wanted part, summing to one.
+
+    Parameters
+    ----------
+    real : ndarray
+        Real rows of each user in this step [users].
+    offsets : ndarray
+        Which row of its user's run each one is [users, width].
+    half : ndarray or None
+        As `halves` gives it.
+    rows : {"all", "support", "query"}
+
+    Returns
+    -------
+    ndarray
+        All zero for a user none of whose rows in this step are wanted.
+    """
+    wanted = np.arange(offsets.shape[1]) < real[:, None]
+    if half is not None and rows != "all":
+        inside = np.take_along_axis(half, np.clip(offsets, 0, half.shape[1] - 1), axis=1)
+        wanted &= (inside & (SUPPORT if rows == "support" else QUERY)) > 0
+    total = wanted.sum(1)[:, None]
+    return np.where(wanted, 1.0 / np.maximum(total, 1), 0.0)

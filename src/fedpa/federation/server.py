@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from fedpa.errors import ArtifactError, FedpaError
 from fedpa.federation.parameters import Layout
+from fedpa.settings import Settings
 
-__all__ = ["FRACTION_BITS", "Server", "Upload", "exact_product"]
+__all__ = ["FRACTION_BITS", "Server", "TableRows", "Upload", "exact_product"]
 
 FRACTION_BITS = {torch.float32: 36, torch.float64: 44}
 """Changes are summed as integer multiples of 2^-bits. At 36 bits a change is rounded by less than 1e-11, far below
@@ -19,6 +22,7 @@ float32's own rounding, and sums may reach 6.7e7; at 44 bits by less than 3e-14,
 
 _SUM_LIMIT = 2.0**62
 _HALF_BITS = 24
+_BETA_2, _TAU = 0.99, 1e-3  # of the server's Adam, as in Reddi et al., section 5
 
 
 def exact_product(member: Tensor, units: Tensor, bound: float) -> Tensor:
@@ -48,6 +52,30 @@ def exact_product(member: Tensor, units: Tensor, bound: float) -> Tensor:
     return ((weight @ high).to(torch.int64) << _HALF_BITS) + (weight @ low).to(torch.int64)
 
 
+@dataclass(frozen=True)
+class TableRows:
+    """Rows of a table that belong to single users: what a server with ``rows`` visibility sees, or sends back.
+
+    Attributes
+    ----------
+    table : str
+    users, ids : ndarray
+        User number and row of the table of each entry [entries], int64.
+    values : Tensor
+        Differences to the shared table [entries, width].
+    """
+
+    table: str
+    users: npt.NDArray[np.int64]
+    ids: npt.NDArray[np.int64]
+    values: Tensor
+
+    def sorted(self) -> TableRows:
+        """By user, then row, so that nothing depends on shards and chunks."""
+        order = np.lexsort((self.ids, self.users))
+        return TableRows(self.table, self.users[order], self.ids[order], self.values[torch.from_numpy(order)])
+
+
 @dataclass
 class Upload:
     """What a shard returns from a round: sums, never one user's values.
@@ -69,6 +97,8 @@ class Upload:
         Number of weights that the participants uploaded together.
     bound : float
         An upper bound of every absolute sum, against integer overflow.
+    seen : tuple of TableRows
+        Single users' changes, of tables whose scope lets the server see them.
     """
 
     sums: list[Tensor]
@@ -78,6 +108,7 @@ class Upload:
     loss: int = 0
     weights_up: int = 0
     bound: float = 0.0
+    seen: tuple[TableRows, ...] = ()
 
     @classmethod
     def empty(cls, layout: Layout) -> Upload:
@@ -103,6 +134,7 @@ class Upload:
             self.loss + other.loss,
             self.weights_up + other.weights_up,
             self.bound + other.bound,
+            self.seen + other.seen,
         )
         total.check()
         return total
@@ -126,24 +158,49 @@ class Server:
         The method's parameters and scopes.
     dtype : torch.dtype
         Of the state.
+    settings : Settings, optional
+        Its optimiser; by default the mean change is added.
 
     Attributes
     ----------
     state : list of Tensor
         Per uploaded scope, [1, size] or [values, size].
+    downlink : tuple of TableRows
+        What single users receive beside the state; empty unless a method's server has something for them.
     """
 
-    def __init__(self, layout: Layout, dtype: torch.dtype) -> None:
+    def __init__(self, layout: Layout, dtype: torch.dtype, settings: Settings | None = None) -> None:
         self.layout = layout
         self.dtype = dtype
+        self.settings = settings or Settings()
         self.state = [vector.starts(dtype) for vector in layout.uploaded]
+        self.downlink: tuple[TableRows, ...] = ()
+        self._moments: dict[int, tuple[Tensor, Tensor]] = {}
 
     def step(self, upload: Upload) -> None:
-        """Add the weighted mean change; a group value that nobody had stays as it is."""
+        """Move by the weighted mean change; a group value that nobody had stays as it is."""
         unit = 2.0 ** -FRACTION_BITS[self.dtype]
         for index, (total, weight) in enumerate(zip(upload.sums, upload.weights, strict=True)):
             mean = total.double() * unit / weight.clamp(min=1)[:, None]
-            self.state[index] = (self.state[index].double() + mean).to(self.state[index].dtype)
+            moved = self._optimised(index, mean, (weight > 0)[:, None])
+            self.state[index] = (self.state[index].double() + moved).to(self.state[index].dtype)
+
+    def _optimised(self, index: int, mean: Tensor, present: Tensor) -> Tensor:
+        """The step for a mean change [rows, size]; rows that nobody had do not move (Reddi et al., 2021)."""
+        settings = self.settings
+        if settings.server_optimizer == "mean":
+            return mean * settings.server_lr
+        first, second = self._moments.get(index, (torch.zeros_like(mean), torch.zeros_like(mean)))
+        beta = settings.server_momentum
+        if settings.server_optimizer == "momentum":
+            first = torch.where(present, beta * first + mean, first)
+            step = first
+        else:
+            first = torch.where(present, beta * first + (1 - beta) * mean, first)
+            second = torch.where(present, _BETA_2 * second + (1 - _BETA_2) * mean * mean, second)
+            step = first / (second.sqrt() + _TAU)
+        self._moments[index] = first, second
+        return torch.where(present, step * settings.server_lr, 0.0)
 
     def named(self) -> dict[str, Tensor]:
         """The state by parameter: shared ones as [*shape], group ones as [values, *shape]."""

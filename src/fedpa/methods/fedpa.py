@@ -1,64 +1,25 @@
 """FedPA: user-level and group-level LoRA around every layer of the foundation, mixed by gates.
 
-Zhang et al., *Federated Adaptation for Foundation Model-based Recommendations*, IJCAI 2024, arXiv 2405.04840. For layer
-l with input x, frozen W and b, rank r, s = alpha / r and k groups:
-
-    g  = c softmax(W2 relu(W1 x + c1) + c2)
-    x' = g[0] relu(W x + b) + s (g[1] B_u A_u x + sum_j g[1 + j] B_j A_j x)
-
-As published c = 1 and the gates start at random; with ``gate_init: foundation`` W2 and c2 start at zero and c is
-the number of branches, so that every branch starts with weight one and, B being zero, x' is the foundation's.
-Departure from the published code, whose LoRA factors both start at zero and so never train: A starts at random
-(``lora_init: zero`` brings the published start back). A user's LoRA starts from the same A for all users.
+Zhang et al., *Federated Adaptation for Foundation Model-based Recommendations*, IJCAI 2024, arXiv 2405.04840, section
+4; the model is `fedpa.models.adapted`. Departure from the published code, whose LoRA factors both start at zero and so
+never train: A starts at random (``lora_init: zero`` brings the published start back). A user's LoRA starts from the
+same A for all users.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal, cast
+from typing import Any, ClassVar, cast
 
 import torch
-from pydantic import Field
-from torch import Tensor
-from torch.nn.functional import embedding, linear
 
 from fedpa.data.dataset import Dataset
-from fedpa.draws import generator
-from fedpa.errors import ConfigError
-from fedpa.federation.parameters import PERSONAL, SHARED, Block, Layout, Parameter, Scope, group
-from fedpa.federation.rows import Batch, group_sizes
-from fedpa.methods.method import FederatedMethod, register
+from fedpa.federation.parameters import PERSONAL, SHARED, Scope, group
+from fedpa.methods.method import Family, FederatedMethod, register
+from fedpa.models.adapted import AdaptedMLP, AdapterSettings
 from fedpa.models.foundation import Foundation
-from fedpa.models.products import rows_times, split_times
-from fedpa.settings import Settings
 
-__all__ = ["FedPA", "FedPAModel", "FedPASettings"]
-
-
-class FedPASettings(Settings):
-    """Settings of FedPA, beside those of every federated method.
-
-    Attributes
-    ----------
-    rank, alpha : int, float
-        LoRA rank r and scale alpha; the branch is multiplied by alpha / r.
-    lora_init : {"random", "zero"}
-        Start of A; B always starts at zero. ``zero`` is the published start, which never trains.
-    gate_init : {"foundation", "open", "random"}
-        ``foundation`` leaves the foundation's output as it is; ``open`` starts with bias 3 on the backbone's branch;
-        ``random`` is as published.
-    gate_hidden : sequence of int
-        Hidden width of each layer's gate.
-    groups : sequence of str or None
-        Group keys; None takes all of the data set's.
-    """
-
-    rank: Annotated[int, Field(ge=1)] = 4
-    alpha: Annotated[float, Field(gt=0)] = 1.0
-    lora_init: Literal["random", "zero"] = "random"
-    gate_init: Literal["foundation", "open", "random"] = "foundation"
-    gate_hidden: tuple[Annotated[int, Field(ge=1)], ...] = (8, 4)
-    groups: tuple[str, ...] | None = None
+__all__ = ["FedPA"]
 
 
 @register
@@ -66,190 +27,36 @@ class FedPA(FederatedMethod):
     """User-level and group-level LoRA around every layer of the foundation, mixed by gates."""
 
     name = "fedpa"
-    compared = {  # noqa: RUF012
-        "reference": "FedPA, as published",
-        "default": "FedPA",
-    }
-    settings_type = FedPASettings
-    presets = {  # noqa: RUF012
+    family: ClassVar[Family] = "adapter"
+    settings_type = AdapterSettings
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "default": {},
         "reference": {"lora_init": "zero", "gate_init": "random", "lr": 0.1, "patience": 0},
+        "repaired": {"gate_init": "open", "lr": 0.01},
+        "no-user-lora": {"user_lora": False},
+        "no-group-lora": {"groups": ()},
+        "no-gate": {"gate": False},
+        "no-personal-embeddings": {"personal_embedding": False},
+    }
+    compared: ClassVar[Mapping[str, str]] = {
+        "reference": "FedPA, as published",
+        "repaired": "FedPA, repaired",
+        "default": "FedPA",
+        "no-user-lora": "FedPA without user-level LoRA",
+        "no-group-lora": "FedPA without group-level LoRA",
+        "no-gate": "FedPA without gates",
+        "no-personal-embeddings": "FedPA without personal embeddings",
     }
 
     def scope(self, name: str) -> Scope:
-        """User-level LoRA, user embeddings and bias are personal, group-level LoRA grouped, the rest shared."""
+        """User-level LoRA and user embeddings are personal, group-level LoRA grouped, the rest shared."""
         if ".group." in name:
             return group(name.split(".group.")[1].rsplit(".", 1)[0])
         if name.startswith("user_") or ".user." in name:
             return PERSONAL
         return SHARED
 
-    def build(self, foundation: Foundation, dataset: Dataset, seed: int, device: torch.device) -> FedPAModel:
+    def build(self, foundation: Foundation | None, dataset: Dataset, seed: int, device: torch.device) -> AdaptedMLP:
         """Put adapters around the foundation's layers."""
-        return FedPAModel(self, foundation, dataset, seed=seed, device=device)
-
-
-class FedPAModel:
-    """The adapted foundation as a function of its parameters.
-
-    Parameters
-    ----------
-    method : FedPA
-        Gives the settings and the scope of every parameter.
-    foundation : Foundation
-    dataset : Dataset
-        Gives the features of its users and items.
-    seed : int
-        For the random starts.
-    starts : mapping, optional
-        Starts by parameter name that replace the method's own.
-    """
-
-    def __init__(
-        self,
-        method: FederatedMethod,
-        foundation: Foundation,
-        dataset: Dataset,
-        *,
-        seed: int,
-        device: torch.device,
-        starts: Mapping[str, Tensor] | None = None,
-    ) -> None:
-        settings = cast(FedPASettings, method.settings)
-        mlp = foundation.model
-        if len(settings.gate_hidden) != len(mlp.layers):
-            raise ConfigError(
-                f"setting 'gate_hidden': expected one width per layer of the foundation ({len(mlp.layers)}), "
-                f"found {list(settings.gate_hidden)}"
-            )
-        dtype = settings.torch_dtype
-        sizes = group_sizes(dataset)
-        keys = tuple(sizes) if settings.groups is None else settings.groups
-        self.settings = settings
-        self.branches = 2 + len(keys)
-        self.gate_scale = float(self.branches) if settings.gate_init == "foundation" else 1.0
-        self._starts = starts or {}
-        self._seed = seed
-        self._dtype, self._device = dtype, device
-        self._mlp = mlp
-        self.user_codes = torch.from_numpy(dataset.user_codes)
-        self.user_table = self._frozen(mlp.tables["user"].get_parameter("weight"))
-        self.user_offsets: Tensor = mlp.get_buffer("offsets_user")
-        self.context_table = self._frozen(mlp.tables["context"].get_parameter("weight"))
-        self.context_offsets: Tensor = mlp.get_buffer("offsets_context").to(device)
-        self.frozen = [
-            (self._frozen(layer.get_parameter("weight")), self._frozen(layer.get_parameter("bias")))
-            for layer in mlp.layers
-        ]
-        self.items = self._item_table(dataset)
-        # From gates [branches] to the factor of every low-rank unit [adapters x rank].
-        units = torch.eye(self.branches)[1:].repeat_interleave(settings.rank, 0)
-        self._spread = self._frozen(units * (settings.alpha / settings.rank))
-        self.layout = Layout(self._blocks(keys), method.scope, sizes)
-
-    def forward(self, blocks: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, list[Tensor]]:
-        """Click logits [users, rows] and each layer's gate weights [users, rows, branches]."""
-        user = blocks["user_embedding"][:, None, :]
-        weight, bias = self.frozen[0]
-        begin, end = self._mlp.width("user"), self._mlp.width("user") + self._mlp.width("item")
-        rows, hidden = embedding(batch.items, self.items).split([end - begin, len(weight)], -1)
-        hidden = hidden + linear(user, weight[:, :begin], bias)
-        if len(self.context_offsets):
-            context = embedding(batch.context + self.context_offsets, self.context_table).flatten(-2)
-            rows = torch.cat([rows, context], -1)
-            hidden = hidden + linear(context, weight[:, end:])
-        gates = []
-        x: Tensor = rows
-        for layer, (weight, bias) in enumerate(self.frozen):
-            down_weight = blocks[f"layers.{layer}.down"]
-            if layer == 0:
-                down = split_times(user, rows, down_weight)
-            else:
-                down = rows_times(x, down_weight)
-                hidden = linear(x, weight, bias)
-            x, gate = self._mix(layer, blocks, down, torch.relu(hidden))
-            gates.append(gate)
-        logits = (rows_times(x, blocks["head.weight"]) + blocks["head.bias"][:, None, :]).squeeze(-1)
-        if "user_bias" in blocks:
-            logits = logits + blocks["user_bias"]
-        return logits, gates
-
-    def _mix(self, layer: int, blocks: Mapping[str, Tensor], down: Tensor, backbone: Tensor) -> tuple[Tensor, Tensor]:
-        """Gate the branches of one layer and add them up."""
-        name = f"layers.{layer}"
-        adapters = (self.branches - 1) * self.settings.rank
-        hidden = torch.relu(down[..., adapters:] + blocks[f"{name}.gate.0.bias"][:, None, :])
-        scores = rows_times(hidden, blocks[f"{name}.gate.1.weight"]) + blocks[f"{name}.gate.1.bias"][:, None, :]
-        # Over the middle axis: the kernel for a last axis of a few branches is several times slower.
-        gate = torch.softmax(scores.transpose(1, 2).contiguous(), 1).transpose(1, 2) * self.gate_scale
-        scaled = down[..., :adapters] * linear(gate, self._spread)
-        mixed = torch.bmm(scaled, blocks[f"{name}.up"])
-        return torch.addcmul(mixed, gate[..., :1], backbone), gate
-
-    def _item_table(self, dataset: Dataset) -> Tensor:
-        """Per item its embeddings and their part of the first layer, which is as frozen as they are."""
-        begin, end = self._mlp.width("user"), self._mlp.width("user") + self._mlp.width("item")
-        with torch.inference_mode():
-            vectors = self._frozen(self._mlp.embed("item", torch.from_numpy(dataset.item_codes).long()))
-            return torch.cat([vectors, linear(vectors, self.frozen[0][0][:, begin:end])], 1)
-
-    def _frozen(self, value: Tensor) -> Tensor:
-        return value.detach().to(self._device, self._dtype)
-
-    def _blocks(self, keys: tuple[str, ...]) -> list[Block]:
-        rank = self.settings.rank
-        width = self._mlp.width("user")
-        blocks = [Block("user_embedding", (Parameter("user_embedding", (width,), self._user_start),))]
-        for layer, (weight, _) in enumerate(self.frozen):
-            name = f"layers.{layer}"
-            out, into = weight.shape
-            hidden = self.settings.gate_hidden[layer]
-            loras = [f"{name}.user", *(f"{name}.group.{key}" for key in keys)]
-            down = [self._parameter(f"{lora}.a", (rank, into)) for lora in loras]
-            down.append(self._parameter(f"{name}.gate.0.weight", (hidden, into)))
-            up = [self._parameter(f"{lora}.b", (rank, out)) for lora in loras]
-            blocks += [
-                Block(f"{name}.down", tuple(down)),
-                self._single(f"{name}.gate.0.bias", (hidden,)),
-                self._single(f"{name}.gate.1.weight", (self.branches, hidden)),
-                self._single(f"{name}.gate.1.bias", (self.branches,)),
-                Block(f"{name}.up", tuple(up)),
-            ]
-        head = self._mlp.head
-        blocks.append(self._single("head.weight", tuple(head.weight.shape), head.weight))
-        blocks.append(self._single("head.bias", (1,), head.bias))
-        if self.settings.personal_bias:
-            blocks.append(self._single("user_bias", (1,)))
-        return blocks
-
-    def _single(self, name: str, shape: tuple[int, ...], start: Tensor | None = None) -> Block:
-        return Block(name, (self._parameter(name, shape, start),))
-
-    def _parameter(self, name: str, shape: tuple[int, ...], start: Tensor | None = None) -> Parameter:
-        if name in self._starts:
-            given = self._starts[name]
-            return Parameter(name, shape, self._frozen(given), per_value=given.dim() > len(shape))
-        value = self._start(name, shape) if start is None else start
-        return Parameter(name, shape, self._frozen(value))
-
-    def _start(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        settings = self.settings
-        lora_a = name.endswith(".a")
-        if name.endswith(".b") or name == "user_bias" or (lora_a and settings.lora_init == "zero"):
-            return torch.zeros(shape)
-        if ".gate.1." in name and settings.gate_init == "foundation":
-            return torch.zeros(shape)
-        if name.endswith(".gate.1.bias") and settings.gate_init == "open":
-            return torch.tensor([3.0] + [0.0] * (shape[0] - 1))
-        fan_in = shape[-1] if len(shape) > 1 else self._fan_in(name)
-        draw: Tensor = torch.rand(shape, dtype=torch.float64, generator=generator(self._seed, f"start/{name}"))
-        return (2 * draw - 1).div(fan_in**0.5)
-
-    def _fan_in(self, bias: str) -> int:
-        layer = int(bias.split(".")[1])
-        return int(self.frozen[layer][0].shape[1]) if ".gate.0." in bias else self.settings.gate_hidden[layer]
-
-    def _user_start(self, users: Tensor) -> Tensor:
-        """Each user's start is the foundation's embedding of its features."""
-        codes = self.user_codes.index_select(0, users.cpu()) + self.user_offsets
-        return embedding(codes.to(self._device), self.user_table).flatten(1)
+        settings = cast(AdapterSettings, self.settings)
+        return AdaptedMLP(settings, self.scope, self.needed(foundation), dataset, seed=seed, device=device)

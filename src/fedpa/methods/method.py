@@ -12,18 +12,20 @@ from typing import Any, ClassVar, Literal
 
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from fedpa.data.dataset import Dataset
 from fedpa.errors import ConfigError
-from fedpa.federation.local import AdaptedModel, click_loss
-from fedpa.federation.parameters import Scope
+from fedpa.federation.parameters import Layout, Scope
 from fedpa.federation.rows import ShardRows
+from fedpa.federation.rule import AdaptedModel, LocalRule
+from fedpa.federation.server import Server
+from fedpa.models.bias import WithPersonalBias
 from fedpa.models.foundation import Foundation
 from fedpa.settings import Settings
 
 __all__ = [
     "Baseline",
+    "Family",
     "FederatedMethod",
     "Method",
     "compared_specs",
@@ -69,6 +71,19 @@ class Method(ABC):
         self.settings = settings
 
     @property
+    def reads_foundation(self) -> bool:
+        """Whether the method with these settings needs a foundation."""
+        return self.needs_foundation
+
+    def needed(self, foundation: Foundation | None) -> Foundation:
+        """The foundation, or an error that it is missing."""
+        if foundation is None:
+            raise ConfigError(
+                f"method {self.name}: needs a foundation", "pretrain one or load one with load_foundation"
+            )
+        return foundation
+
+    @property
     def inputs(self) -> str:
         """What the method may read of a row, for the row's line in a table."""
         return "features, counters"
@@ -88,20 +103,29 @@ class Method(ABC):
         return cls(cls.settings_type.checked(merged, f"method {cls.name}"))
 
 
-class FederatedMethod(Method):
-    """A method whose users train. It is a model, and a scope for each of the model's parameters."""
+class FederatedMethod(LocalRule, Method):
+    """A method whose users train. It is a model, and a scope for each of the model's parameters.
+
+    What else a method may change is a hook: the local step (`LocalRule`: `phases`, `loss`, `local_loss`, `lr_scale`),
+    what happens before scoring (`before_scoring`), and the aggregation and the downlink (`server`).
+    """
 
     @abstractmethod
     def scope(self, name: str) -> Scope:
         """The scope of a parameter: who trains it and what the server does with it."""
 
     @abstractmethod
-    def build(self, foundation: Foundation, dataset: Dataset, seed: int, device: torch.device) -> AdaptedModel:
+    def build(self, foundation: Foundation | None, dataset: Dataset, seed: int, device: torch.device) -> AdaptedModel:
         """The foundation with this method's parameters around it."""
 
-    def loss(self, logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-        """Local loss per user; see `fedpa.federation.local.click_loss`."""
-        return click_loss(logits, labels, weights)
+    def model(self, foundation: Foundation | None, dataset: Dataset, seed: int, device: torch.device) -> AdaptedModel:
+        """What `build` gives, with the personal bias if the settings ask for one."""
+        built = self.build(foundation, dataset, seed, device)
+        return WithPersonalBias(built) if self.settings.personal_bias else built
+
+    def server(self, layout: Layout) -> Server:
+        """The server; a method with an aggregation or a downlink of its own returns one that has it."""
+        return Server(layout, self.settings.torch_dtype, self.settings)
 
 
 class Baseline(Method):

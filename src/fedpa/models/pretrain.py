@@ -21,7 +21,7 @@ from fedpa.models.mlp import MLP
 from fedpa.progress import progress_bar
 from fedpa.settings import StrictSettings
 
-__all__ = ["PretrainSettings", "pretrain"]
+__all__ = ["PretrainSettings", "pretrain", "untrained"]
 
 
 class PretrainSettings(StrictSettings):
@@ -93,16 +93,8 @@ def pretrain(
     chosen = PretrainSettings.checked(settings, "pretraining")
     place = open_device(device)
     train, held_out = (_rows(dataset, part, place) for part in ("foundation", "foundation_val"))
-    torch.manual_seed(derive_seed(seed, "pretrain"))
+    model = untrained(dataset, chosen, derive_seed(seed, "pretrain")).to(place)
     features = {s: dataset.manifest["features"][s] for s in ("user", "item", "context")}
-    sizes = {side: [(f["name"], f["size"]) for f in found] for side, found in features.items()}
-    model = MLP(sizes, chosen.embedding, chosen.hidden)
-    for table in model.tables.values():
-        torch.nn.init.normal_(table.get_parameter("weight"), std=chosen.embedding_std)
-    _balance(model)
-    if dataset.manifest["settings"]["features"] == "causal":
-        _silence_unknown(model)
-    model.to(place)
     optimizer = torch.optim.AdamW(model.parameters(), lr=chosen.lr, weight_decay=chosen.weight_decay)
     best, best_loss, best_auc, best_epoch, stale = _copy(model), float("inf"), None, 0, 0
     epoch = 0
@@ -131,6 +123,21 @@ def pretrain(
     if out is not None:
         foundation.save(out, overwrite=overwrite)
     return foundation
+
+
+def untrained(dataset: Dataset, settings: PretrainSettings, seed: int) -> MLP:
+    """The backbone at its random start, for a data set's features."""
+    features = {side: dataset.manifest["features"][side] for side in ("user", "item", "context")}
+    sizes = {side: [(f["name"], f["size"]) for f in found] for side, found in features.items()}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = MLP(sizes, settings.embedding, settings.hidden)
+        for table in model.tables.values():
+            torch.nn.init.normal_(table.get_parameter("weight"), std=settings.embedding_std)
+    _balance(model)
+    if dataset.manifest["settings"]["features"] == "causal":
+        _silence_unknown(model)
+    return model
 
 
 Rows = tuple[Tensor, Tensor, Tensor, Tensor]

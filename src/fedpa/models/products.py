@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["rows_times", "split_times"]
+__all__ = ["gather_rows", "rows_times", "split_times"]
 
 
 def rows_times(rows: Tensor, weight: Tensor) -> Tensor:
@@ -79,3 +79,46 @@ class _SplitTimes(torch.autograd.Function):
             torch.mul(by_user.transpose(1, 2), user, out=of_weight[:, :, :cut])
             of_weight[:, :, cut:] = torch.bmm(gradient.transpose(1, 2), rows)
         return of_user, of_rows, of_weight
+
+
+def gather_rows(table: Tensor, slots: Tensor) -> Tensor:
+    """Rows of each user's own table.
+
+    Parameters
+    ----------
+    table : Tensor
+        [users, touched rows, width]; the first stride may be anything, 0 for a table that all users share.
+    slots : Tensor
+        Places in it [users, rows, ids], int64.
+
+    Returns
+    -------
+    Tensor
+        [users, rows, ids, width].
+    """
+    found: Tensor = _GatherRows.apply(table, slots)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, slots: Tensor) -> Tensor:
+        ctx.save_for_backward(slots)
+        ctx.shape = table.shape
+        users, length, width = table.shape
+        step = table.stride(0)
+        # Every row of every user as a window over the memory, so that one selection serves them all.
+        windows = table.as_strided(((users - 1) * step + (length - 1) * width + 1, width), (1, 1))
+        first = torch.arange(users, device=table.device)[:, None, None] * step
+        return windows.index_select(0, (first + slots * width).flatten()).view(*slots.shape, width)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (slots,) = ctx.saved_tensors
+        users, length, width = ctx.shape
+        (gradient,) = gradients
+        place = slots + torch.arange(users, device=slots.device)[:, None, None] * length
+        total = gradient.new_zeros(users * length, width)
+        # In the order of rows, whoever else is in the chunk.
+        total.index_add_(0, place.flatten(), gradient.reshape(-1, width))
+        return total.view(users, length, width), None

@@ -1,0 +1,99 @@
+"""Low-rank adapters under other scopes: FedIT, FFA-LoRA, FedSA-LoRA and a personal LoRA.
+
+One LoRA per layer of the frozen foundation and, as in FedPA, a head that is trained and averaged, so that the rows of a
+table differ in the adapter's scope alone; there are no gates, groups or personal embeddings. The papers adapt language
+models, whose head stays frozen: that is ``head: frozen``.
+
+Zhang et al., *Towards Building the FederatedGPT: Federated Instruction Tuning* (FedIT), ICASSP 2024, section 3; Sun
+et al., *Improving LoRA in Privacy-Preserving Federated Learning* (FFA-LoRA), ICLR 2024, section 4: A keeps its random
+start for ever and B is averaged; Guo et al., *Selective Aggregation for Low-Rank Adaptation in Federated Learning*
+(FedSA-LoRA), ICLR 2025, section 4: A is averaged and B is personal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal, cast
+
+import torch
+
+from fedpa.data.dataset import Dataset
+from fedpa.federation.parameters import FROZEN, PERSONAL, SHARED, Scope
+from fedpa.methods.method import Family, FederatedMethod, register
+from fedpa.models.adapted import AdaptedMLP, AdapterSettings
+from fedpa.models.foundation import Foundation
+
+__all__ = ["FFALoRA", "FedIT", "FedSALoRA", "LoRAMethod", "LoRASettings", "PersonalLoRA"]
+
+_HEADS = {"shared": SHARED, "personal": PERSONAL, "frozen": FROZEN}
+
+
+class LoRASettings(AdapterSettings):
+    """Settings of one LoRA around each layer.
+
+    Attributes
+    ----------
+    head : {"shared", "personal", "frozen"}
+        Who trains the output head.
+    """
+
+    groups: tuple[str, ...] | None = ()
+    gate: bool = False
+    personal_embedding: bool = False
+    head: Literal["shared", "personal", "frozen"] = "shared"
+
+
+class LoRAMethod(FederatedMethod):
+    """A LoRA around each layer; a method says who trains its two factors."""
+
+    family: ClassVar[Family] = "adapter"
+    settings_type = LoRASettings
+    factors: ClassVar[tuple[Scope, Scope]]
+    """Scopes of A and of B."""
+
+    def scope(self, name: str) -> Scope:
+        """The scope of a factor, or of the head."""
+        if name.startswith("head."):
+            return _HEADS[cast(LoRASettings, self.settings).head]
+        return self.factors[name.endswith(".b")]
+
+    def build(self, foundation: Foundation | None, dataset: Dataset, seed: int, device: torch.device) -> AdaptedMLP:
+        """Put one adapter around each layer."""
+        settings = cast(LoRASettings, self.settings)
+        return AdaptedMLP(settings, self.scope, self.needed(foundation), dataset, seed=seed, device=device)
+
+
+@register
+class FedIT(LoRAMethod):
+    """One LoRA averaged by all."""
+
+    name = "fedit"
+    compared: ClassVar[Mapping[str, str]] = {"default": "FedIT"}
+    factors = (SHARED, SHARED)
+
+
+@register
+class FFALoRA(LoRAMethod):
+    """A frozen at its random start, B averaged by all."""
+
+    name = "ffa-lora"
+    compared: ClassVar[Mapping[str, str]] = {"default": "FFA-LoRA"}
+    factors = (FROZEN, SHARED)
+
+
+@register
+class FedSALoRA(LoRAMethod):
+    """A averaged by all, B personal."""
+
+    name = "fedsa-lora"
+    compared: ClassVar[Mapping[str, str]] = {"default": "FedSA-LoRA"}
+    factors = (SHARED, PERSONAL)
+
+
+@register
+class PersonalLoRA(LoRAMethod):
+    """A personal LoRA with a shared head."""
+
+    name = "personal-lora"
+    compared: ClassVar[Mapping[str, str]] = {"default": "personal LoRA, shared head"}
+    factors = (PERSONAL, PERSONAL)

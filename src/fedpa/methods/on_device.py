@@ -1,0 +1,57 @@
+"""Adaptation on the device alone, with nothing to upload: the yardsticks that a federation has to beat.
+
+`LocalOnly` has all of FedPA's parts and shares none: a method whose result it reaches learnt nothing from others, and a
+result that only sharing can explain, on data where nothing is shared, is a leak.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from fedpa.federation.parameters import FROZEN, PERSONAL, Scope
+from fedpa.methods.fedpa import FedPA
+from fedpa.methods.lora import LoRAMethod
+from fedpa.methods.method import Family, register
+
+__all__ = ["HeadOnly", "LocalOnly", "UserBias"]
+
+_NOTHING: Mapping[str, Any] = {"user_lora": False}
+
+
+@register
+class UserBias(LoRAMethod):
+    """The frozen foundation and one term of the logit per user, learnt on the device."""
+
+    name = "user-bias"
+    family: ClassVar[Family] = "device"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "default": {**_NOTHING, "head": "frozen", "personal_bias": True, "lr": 0.1}
+    }
+    compared: ClassVar[Mapping[str, str]] = {"default": "user bias only"}
+    factors = (FROZEN, FROZEN)
+
+
+@register
+class HeadOnly(LoRAMethod):
+    """The frozen foundation and an output head per user, learnt on the device."""
+
+    name = "head-only"
+    family: ClassVar[Family] = "device"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"default": {**_NOTHING, "head": "personal"}}
+    compared: ClassVar[Mapping[str, str]] = {"default": "head only"}
+    factors = (FROZEN, FROZEN)
+
+
+@register
+class LocalOnly(FedPA):
+    """FedPA's adapters, gates and head, all of them personal."""
+
+    name = "local-only"
+    family: ClassVar[Family] = "device"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"default": {"groups": ()}}
+    compared: ClassVar[Mapping[str, str]] = {"default": "local-only adapters"}
+
+    def scope(self, name: str) -> Scope:
+        """Everything is personal."""
+        return PERSONAL

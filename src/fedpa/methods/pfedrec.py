@@ -1,0 +1,84 @@
+"""PFedRec: a personal score function over item embeddings, both of them personalised.
+
+Zhang et al., *Dual Personalization on Federated Recommendation*, IJCAI 2023, algorithm 1, equations 9 and 10: there
+is no user vector; a device keeps a score function, one linear layer over an item's embedding, and for every batch
+updates first the score function, then the embeddings, which are averaged. It scores with its own finetuned
+embeddings. As published the embeddings' rate is the number of items times a factor, since an average over all devices
+moves an item that few touched by little; here that product is ``item_rate``.
+
+Departures: rows of the table that a device never trained are scored from the server's newest table, not from the one it
+downloaded last; the score function's bias stays with its weights, which the published code averages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, cast
+
+from pydantic import Field
+from torch import Tensor
+
+from fedpa.federation.parameters import PERSONAL, Parameter, Scope, Table
+from fedpa.federation.rule import Phase
+from fedpa.methods.fedmf import ItemIdMethod
+from fedpa.methods.method import register
+from fedpa.models.items import ItemIdModel, ItemSettings
+from fedpa.models.products import rows_times
+from fedpa.settings import Settings
+
+__all__ = ["PFedRec", "PFedRecSettings", "ScoreFunction"]
+
+
+class PFedRecSettings(ItemSettings):
+    """Settings of PFedRec.
+
+    Attributes
+    ----------
+    item_rate : float
+        Learning rate of the item embeddings, as a factor on ``lr``.
+    """
+
+    item_rate: Annotated[float, Field(gt=0)] = 1.0
+
+
+class ScoreFunction(ItemIdModel):
+    """One linear layer over an item's embedding."""
+
+    def parts(self) -> tuple[list[Table], list[Parameter]]:
+        """Item embeddings and the score function, which starts at zero above a foundation."""
+        score = self.linear("score", self.settings.width, 1, zero=self.settings.on_foundation)
+        return [self.item_table("items")], score
+
+    def logits(self, blocks: Mapping[str, Tensor], rows: Mapping[str, Tensor]) -> Tensor:
+        """``w_u . e_i + b_u`` [users, rows]."""
+        return (rows_times(rows["items"], blocks["score.weight"]) + blocks["score.bias"][:, None, :]).squeeze(-1)
+
+
+def _score(name: str) -> bool:
+    return not _items(name)
+
+
+def _items(name: str) -> bool:
+    return name == "items"
+
+
+@register
+class PFedRec(ItemIdMethod):
+    """A personal score function over item embeddings that are averaged and kept."""
+
+    name = "pfedrec"
+    settings_type = PFedRecSettings
+    compared: ClassVar[Mapping[str, str]] = {"default": "PFedRec", "foundation": "PFedRec + foundation"}
+    model_type = ScoreFunction
+
+    def scope(self, name: str) -> Scope:
+        """Item embeddings are averaged, and every device keeps its own copy to score with."""
+        return Scope("shared", keeps=True) if name == "items" else PERSONAL
+
+    def phases(self, settings: Settings) -> tuple[Phase, ...]:
+        """For every batch first the score function, then the embeddings."""
+        return (Phase(settings.epochs, (_score, _items)),)
+
+    def lr_scale(self, name: str) -> float:
+        """The embeddings have a rate of their own."""
+        return cast(PFedRecSettings, self.settings).item_rate if name == "items" else 1.0
