@@ -104,7 +104,7 @@ class Recommender:
         with torch.inference_mode():
             context = self._context(self._item_context, self._user_context[number])
             users = None if local is None else np.array([local])
-            blocks, tables = self.shard.catalogue(weights, users, np.array([number]), self.server.state)
+            blocks, tables = self.shard.assembly.catalogue(weights, users, np.array([number]), self.server.state)
             batch = catalogue_batch(tables, np.array([number]), self._items, context[None])
             logits, gates = self.model.forward(blocks, batch)
             scores = torch.sigmoid(logits[0])
@@ -170,7 +170,7 @@ class Recommender:
         with torch.inference_mode():
             context = torch.cat([item_context, own[:, None, :].expand(-1, self.dataset.n_items, -1)], -1)
             numbers = self.shard.rows.users[block]
-            blocks, tables = self.shard.catalogue(weights, block, numbers, self.server.state)
+            blocks, tables = self.shard.assembly.catalogue(weights, block, numbers, self.server.state)
             batch = catalogue_batch(tables, numbers, self._items.expand(size, -1), context)
             return self.model.forward(blocks, batch)[0]
 
@@ -186,7 +186,7 @@ class Recommender:
             weights = self.shard.weights_of(np.array([local]), self.server.state)
             if not np.any(self.shard.store.read(np.array([local]))):
                 notes.append("never took part (or was forgotten): zero personal adapter")
-        for key, value in self.shard.groups_of(number, self.dataset).items():
+        for key, value in self.shard.assembly.groups_of(number, self.dataset).items():
             if value < 0:
                 notes.append(f"unknown value of {key}: the foundation's own branch")
         return weights, notes

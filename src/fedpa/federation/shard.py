@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TypedDict, TypeVar
 
@@ -16,10 +16,10 @@ from torch import Tensor
 
 from fedpa.data.dataset import Dataset
 from fedpa.errors import FedpaError
+from fedpa.federation.assembly import Assembly, Entries
 from fedpa.federation.device import DeviceStore
 from fedpa.federation.local import LocalTrainer
-from fedpa.federation.parameters import Table
-from fedpa.federation.rows import Batch, ShardRows, group_values
+from fedpa.federation.rows import Batch, ShardRows
 from fedpa.federation.rule import AdaptedModel, LocalRule, Phase
 from fedpa.federation.schedule import (
     VECTOR_ROWS,
@@ -48,20 +48,6 @@ _ALL = 1 << 40
 class _Limits(TypedDict):
     users_per_chunk: int
     rows_per_chunk: int
-
-
-@dataclass(frozen=True)
-class _Entries:
-    """The touched rows of one table for the users of a chunk.
-
-    ``ids`` [users, longest] are rows of the table, ``count`` [users] how many are real, and ``stored``
-    [users, longest, columns] what the devices keep of them, zero where nothing.
-    """
-
-    table: Table
-    ids: Tensor
-    count: Ints
-    stored: Values | None
 
 
 class Shard:
@@ -106,18 +92,9 @@ class Shard:
         self._limits = _Limits(users_per_chunk=users_per_chunk, rows_per_chunk=rows_per_chunk)
         self._phases, self._before = self.rule.phases(settings), self.rule.before_scoring(settings)
         self._trainers = [self._new_trainer()]
-        personal = self.layout.personal.parameters if self.layout.personal else ()
-        self._starts = [(self.layout.places[p.name], p.start) for p in personal if callable(p.start) or p.start.any()]
-        self._frozen = [(vector, vector.starts(self.dtype).to(self.device)) for vector in self.layout.frozen]
-        self._kept = [
-            (self.layout.uploaded.index(vector), vector, vector.starts(self.dtype).to(self.device))
-            for vector in self.layout.kept
-        ]
-        self._table_starts = {t.name: t.start.to(self.device, self.dtype) for t in self.layout.tables}
-        self._states = {v.table.name: i for i, v in enumerate(self.layout.uploaded) if v.table is not None}
-        self._columns = DeviceStore.columns(self.layout, settings)
         self.touched = self.touched_rows(model, rows)
         self.store = store
+        self.assembly = Assembly(model, self.rule, rows, settings, store, self.touched)
         self._plans: dict[str, list[Chunk]] = {}
 
     @staticmethod
@@ -146,7 +123,7 @@ class Shard:
         chosen = participants(self.seed, number, self.settings.participation, everyone, self.rows.keys)
         self.store.begin(chosen, self.touched)
         upload = Upload.empty(self.layout)
-        tables = self._tables(state)
+        tables = self.assembly.tables(state)
         plan = self._training_plan(chosen, everyone)
         for part in self._each(plan, lambda chunk, trainer: self._train(chunk, tables, number, downlink, trainer)):
             upload += part
@@ -156,7 +133,7 @@ class Shard:
     def scores(self, state: Sequence[Tensor]) -> npt.NDArray[np.floating]:
         """Click probabilities of all rows [rows], in the order of `rows`, for a server's state."""
         out = torch.empty(len(self.rows.row), dtype=self.dtype)
-        tables = self._tables(state)
+        tables = self.assembly.tables(state)
         if "score" not in self._plans:
             everyone = np.arange(len(self.rows.users))
             self._plans["score"] = self._scoring_plan(everyone, self.rows.total)
@@ -177,7 +154,7 @@ class Shard:
     def weights_of(self, users: Ints, state: Sequence[Tensor]) -> Tensor:
         """Flat parameters of users, by local number [users, size], as they score; tables are left out."""
         trainer = self._new_trainer()
-        tables, found = self._tables(state), torch.empty(len(users), self.layout.size, dtype=self.dtype)
+        tables, found = self.assembly.tables(state), torch.empty(len(users), self.layout.size, dtype=self.dtype)
         for chunk in self._scoring_plan(users, np.ones(len(users), np.int64)):
             self._prepare(chunk.users, chunk.real, tables, trainer, training=False)
             place = torch.from_numpy(np.searchsorted(users, chunk.users[: chunk.real]))
@@ -187,57 +164,10 @@ class Shard:
     def weights_of_newcomer(self, number: int, dataset: Dataset, state: Sequence[Tensor]) -> Tensor:
         """Flat parameters [1, size] of any user of the data set: nothing personal, what the server sends."""
         weights = torch.empty(1, self.layout.size, dtype=self.dtype, device=self.device)
-        values = {key: torch.tensor([v], device=self.device) for key, v in self.groups_of(number, dataset).items()}
-        self._fill(weights, np.array([number]), values, self._tables(state), None, scoring=True)
+        groups = self.assembly.groups_of(number, dataset)
+        values = {key: torch.tensor([value], device=self.device) for key, value in groups.items()}
+        self.assembly.fill(weights, np.array([number]), values, self.assembly.tables(state), None, scoring=True)
         return weights
-
-    def catalogue(
-        self, weights: Tensor, users: Ints | None, numbers: Ints, state: Sequence[Tensor]
-    ) -> tuple[dict[str, Tensor], dict[str, Table]]:
-        """Blocks for scoring any rows: tables whole, so that an id is its own slot.
-
-        Parameters
-        ----------
-        weights : Tensor
-            Flat parameters [users, size] of `weights_of` or `weights_of_newcomer`.
-        users : ndarray or None
-            Local numbers of the users; None where they are not of this shard.
-        numbers : ndarray
-            User numbers of the data set [users].
-        state : sequence of Tensor
-
-        Returns
-        -------
-        blocks : dict of str to Tensor
-        tables : dict of str to Table
-            Those whose slots a batch must name.
-        """
-        blocks = self.layout.views(weights)
-        for table in self.layout.tables:
-            whole = self._whole(table, state)
-            if table.per == "user":
-                rows = whole[table.ids(torch.from_numpy(numbers)).to(self.device)]
-            else:
-                rows = whole[None].expand(len(numbers), -1, -1)
-            if users is not None and table.name in self.store.tables:
-                touched = self.touched[table.name]
-                ids, count = touched.padded(users, training=True)
-                entries = self._entries_of(table, users, ids, count)
-                own = self._rows_of(entries, self._tables(state), users, scoring=True)
-                if table.per == "user":
-                    rows = own
-                else:
-                    rows = rows.clone()
-                    real = torch.from_numpy(np.arange(ids.shape[1]) < count[:, None])
-                    place = real.nonzero(as_tuple=True)
-                    rows[place[0], entries.ids[real]] = own[real]
-            blocks[table.name] = rows
-        return blocks, {table.name: table for table in self.layout.tables if table.per == "row"}
-
-    def groups_of(self, number: int, dataset: Dataset) -> dict[str, int]:
-        """A user's value of every group that the method averages in, -1 where unknown."""
-        keys = {str(vector.scope.key) for vector in self.layout.uploaded if vector.scope.kind == "group"}
-        return {key: int(codes[number]) for key, codes in group_values(dataset).items() if key in keys}
 
     def _train(
         self,
@@ -249,14 +179,14 @@ class Shard:
     ) -> Upload:
         users = chunk.users
         stored = self.store.read(users)
-        entries = self._assemble(users, tables, trainer, stored, training=True)
-        received = {one.table: self._received(one, users, entries) for one in downlink}
-        trainer.start(number, received=received, distance=self._distance(trainer, stored, entries))
+        entries = self.assembly.assemble(users, tables, trainer, stored, training=True)
+        received = {one.table: self.assembly.received(one, users, entries) for one in downlink}
+        trainer.start(number, received=received, distance=self.assembly.distance(trainer, stored, entries))
         if self.settings.keep_optimizer:
-            self._load_moments(trainer, stored, entries)
+            self.assembly.load_moments(trainer, stored, entries)
         losses = self._run(chunk, trainer, self._phases, number, move_last=False)
         change = trainer.change[: chunk.real]
-        self._keep(chunk, stored, change, tables, entries, trainer)
+        self.assembly.keep(chunk, stored, change, tables, entries, trainer)
         return self._sums(users[: chunk.real], change, losses[: chunk.real], entries, trainer)
 
     def _run(
@@ -295,7 +225,7 @@ class Shard:
 
     def _prepare(self, users: Ints, real: int, tables: list[Tensor], trainer: LocalTrainer, *, training: bool) -> None:
         """Fill the trainer's weights with what the users score with."""
-        self._assemble(users, tables, trainer, self.store.read(users), training=training, scoring=True)
+        self.assembly.assemble(users, tables, trainer, self.store.read(users), training=training, scoring=True)
         if self._before:
             train = self.rows.train[users]
             plan = chunks(
@@ -312,7 +242,7 @@ class Shard:
                 self._run(replace(plan[0], users=users, real=real), trainer, self._before, 0, move_last=True)
 
     def _sums(
-        self, users: Ints, change: Tensor, losses: Tensor, entries: Sequence[_Entries], trainer: LocalTrainer
+        self, users: Ints, change: Tensor, losses: Tensor, entries: Sequence[Entries], trainer: LocalTrainer
     ) -> Upload:
         """Sum what is uploaded, as integers; nothing else leaves."""
         unit = 2.0 ** FRACTION_BITS[self.dtype]
@@ -323,8 +253,8 @@ class Shard:
         upload = Upload.empty(self.layout)
         upload.bound = max(-low, high) * float(counts.sum()) if np.isfinite(low + high) else float("inf")
         upload.check()
-        spans = dict(zip(self._table_starts, self.layout.table_spans(trainer.lengths), strict=True))
         by_name = {entry.table.name: entry for entry in entries}
+        spans = dict(zip(by_name, self.layout.table_spans(trainer.lengths), strict=True))
         for index, vector in enumerate(self.layout.uploaded):
             if vector.scope.kind == "shared":
                 member = weight[None]
@@ -388,211 +318,10 @@ class Shard:
         users = self._limits["users_per_chunk"] + VECTOR_ROWS
         return LocalTrainer(self.model, self.rule, self.settings, users, self.device)
 
-    def _tables(self, state: Sequence[Tensor]) -> list[Tensor]:
-        """The state on the device; group tables end in a row of zeros for users of unknown value."""
-        return [
-            rows.to(self.device)
-            if vector.scope.kind == "shared"
-            else torch.cat([rows, rows.new_zeros(1, vector.size)]).to(self.device)
-            for vector, rows in zip(self.layout.uploaded, state, strict=True)
-        ]
-
-    def _whole(self, table: Table, state: Sequence[Tensor]) -> Tensor:
-        """All rows of a table as the server has them, or as everybody starts [rows, width]."""
-        if table.name in self._states:
-            return state[self._states[table.name]].view(-1, table.width)
-        return self._table_starts[table.name]
-
     def _batch(self, users: Ints, positions: Tensor) -> Batch:
         batch = self.rows.batch(users, positions)
         slots = {name: t.slots[positions] for name, t in self.touched.items() if t.slots is not None}
         return replace(batch, slots=slots) if slots else batch
-
-    def _entries_of(self, table: Table, users: Ints, ids: Ints, count: Ints) -> _Entries:
-        stored = self.store.read_table(table.name, self.touched[table.name], users, ids.shape[1])
-        return _Entries(table, torch.from_numpy(ids).to(self.device), count, stored)
-
-    def _assemble(
-        self,
-        users: Ints,
-        tables: list[Tensor],
-        trainer: LocalTrainer,
-        stored: Values,
-        *,
-        training: bool,
-        scoring: bool = False,
-    ) -> list[_Entries]:
-        """Fill the trainer's weights for some users; returns the touched rows of each table."""
-        entries = [
-            self._entries_of(table, users, *self.touched[table.name].padded(users, training=training))
-            for table in self.layout.tables
-        ]
-        lengths = [entry.ids.shape[1] for entry in entries]
-        trainer.fit(len(users), lengths)
-        values = {key: table[torch.from_numpy(users).to(self.device)] for key, table in self.rows.groups.items()}
-        self._fill(trainer.weights, self.rows.users[users], values, tables, stored, scoring=scoring)
-        for entry, span in zip(entries, self.layout.table_spans(lengths), strict=True):
-            into = trainer.weights[:, span.begin : span.end].unflatten(1, (-1, entry.table.width))
-            into.copy_(self._rows_of(entry, tables, users, scoring=scoring, stored_users=stored))
-        return entries
-
-    def _rows_of(
-        self,
-        entry: _Entries,
-        tables: Sequence[Tensor],
-        users: Ints,
-        *,
-        scoring: bool,
-        stored_users: Values | None = None,
-    ) -> Tensor:
-        """A table's touched rows as the users have them [users, longest, width]."""
-        scope, width = self.layout.scopes[entry.table.name], entry.table.width
-        rows = self._whole(entry.table, tables)[entry.ids]
-        if entry.stored is None:
-            return rows
-        own = torch.from_numpy(entry.stored[..., :width]).to(self.device)
-        if scope.kind == "personal":
-            return rows + own
-        if scope.keeps and scoring:
-            columns = self.store.read(users) if stored_users is None else stored_users
-            took_part = torch.from_numpy(columns[:, -1] != 0).to(self.device)[:, None, None]
-            trained = torch.from_numpy(np.arange(entry.ids.shape[1]) < self._trained(entry, users)[:, None])
-            return torch.where(
-                took_part & trained.to(self.device)[..., None],
-                self._table_starts[entry.table.name][entry.ids] + own,
-                rows,
-            )
-        return rows
-
-    def _trained(self, entry: _Entries, users: Ints) -> Ints:
-        return self.touched[entry.table.name].trained[users]
-
-    def _fill(
-        self,
-        weights: Tensor,
-        numbers: Ints,
-        values: Mapping[str, Tensor],
-        tables: list[Tensor],
-        stored: Values | None,
-        *,
-        scoring: bool,
-    ) -> None:
-        """Fill flat parameters: what the server sent beside what each user keeps (None: nothing yet)."""
-        for vector, table in zip(self.layout.uploaded, tables, strict=True):
-            if vector.table is not None:
-                continue
-            if vector.scope.kind == "shared":
-                vector.put(weights, table)
-            else:
-                row = values[str(vector.scope.key)] % len(table)  # -1, an unknown value, takes the last row, of zeros
-                for into, rows in vector.pairs(weights, table):
-                    torch.index_select(rows, 0, row, out=into)
-        for vector, frozen in self._frozen:
-            vector.put(weights, frozen)
-        if self.layout.personal is not None:
-            where = torch.from_numpy(numbers).to(self.device)
-            vector = self.layout.personal
-            if stored is None or self.rule.forgets_personal:
-                vector.put(weights, weights.new_zeros(1, vector.size))
-            else:
-                vector.put(weights, torch.from_numpy(stored[:, : vector.size]))
-            for span, start in self._starts:
-                weights[:, span.begin : span.end] += start(where).flatten(1) if callable(start) else start.flatten()
-        if scoring and stored is not None and self._kept:
-            took_part = torch.from_numpy(stored[:, -1] != 0).to(self.device)[:, None]
-            position = self.layout.personal_size
-            for _, vector, origin in self._kept:
-                own = torch.from_numpy(stored[:, position : position + vector.size]).to(self.device) + origin
-                vector.put(weights, torch.where(took_part, own, vector.take(weights)))
-                position += vector.size
-
-    def _distance(self, trainer: LocalTrainer, stored: Values, entries: Sequence[_Entries]) -> Tensor | None:
-        """How far what is personal has moved from its start [users, width]; None where nothing asks for it."""
-        if not self.settings.personal_decay:
-            return None
-        distance = torch.zeros_like(trainer.weights)
-        if self.layout.personal is not None and not self.rule.forgets_personal:
-            self.layout.personal.put(distance, torch.from_numpy(stored[:, : self.layout.personal_size]))
-        for entry, span in zip(entries, self.layout.table_spans(trainer.lengths), strict=True):
-            if self.layout.scopes[entry.table.name].kind == "personal" and entry.stored is not None:
-                own = torch.from_numpy(entry.stored[..., : entry.table.width])
-                distance[:, span.begin : span.end] = own.flatten(1).to(self.device)
-        return distance
-
-    def _received(self, sent: TableRows, users: Ints, entries: Sequence[_Entries]) -> Tensor:
-        """What the server sent to these very users, for their touched rows [users, longest, width]."""
-        entry = next(entry for entry in entries if entry.table.name == sent.table)
-        rows = entry.table.rows
-        known = sent.users * rows + sent.ids
-        wanted = self.rows.users[users][:, None] * rows + entry.ids.cpu().numpy()
-        place = np.minimum(np.searchsorted(known, wanted), max(0, len(known) - 1))
-        found = torch.zeros(*wanted.shape, entry.table.width, dtype=self.dtype)
-        if len(known):
-            hit = torch.from_numpy(known[place] == wanted)
-            found[hit] = sent.values[torch.from_numpy(place)[hit]].to(self.dtype)
-        return found.to(self.device)
-
-    def _load_moments(self, trainer: LocalTrainer, stored: Values, entries: Sequence[_Entries]) -> None:
-        size, begin = self.layout.size, self._columns["personal"] + self._columns["kept"]
-        dense = torch.from_numpy(stored[:, begin : begin + 2 * size + 1]).to(self.device)
-        trainer.steps.copy_(dense[:, -1:])
-        for moment, values in zip(trainer.moments, (dense[:, :size], dense[:, size : 2 * size]), strict=True):
-            moment[:, :size] = values
-        for entry, span in zip(entries, self.layout.table_spans(trainer.lengths), strict=True):
-            for place, moment in enumerate(trainer.moments):
-                into = moment[:, span.begin : span.end].unflatten(1, (-1, entry.table.width))
-                if entry.stored is None:
-                    into.zero_()
-                else:
-                    first = entry.stored.shape[2] - (2 - place) * entry.table.width
-                    into.copy_(torch.from_numpy(entry.stored[..., first : first + entry.table.width]))
-
-    def _keep(
-        self,
-        chunk: Chunk,
-        stored: Values,
-        change: Tensor,
-        tables: list[Tensor],
-        entries: Sequence[_Entries],
-        trainer: LocalTrainer,
-    ) -> None:
-        """Write what is stored of the users, changed by their round; `stored` is overwritten."""
-        users, real = chunk.users[: chunk.real], chunk.real
-        layout, columns = self.layout, torch.from_numpy(stored[:real])
-        if layout.personal is not None and not self.rule.forgets_personal:
-            for moved, into in layout.personal.pairs(change, columns[:, : layout.personal_size]):
-                into.add_(moved.cpu())
-        position = layout.personal_size
-        for index, vector, start in self._kept:
-            columns[:, position : position + vector.size] = (tables[index] + vector.take(change) - start).cpu()
-            position += vector.size
-        if self.settings.keep_optimizer:
-            for moment in (*trainer.moments, trainer.steps):
-                wide = min(layout.size, moment.shape[1])
-                columns[:, position : position + wide] = moment[:real, :wide].cpu()
-                position += wide
-        if self._columns["took_part"]:
-            columns[:, -1] = 1
-        if self.store.size:
-            self.store.write(users, stored[:real])
-        for entry, span in zip(entries, layout.table_spans(trainer.lengths), strict=True):
-            if entry.stored is None:
-                continue
-            name, width = entry.table.name, entry.table.width
-            own = torch.from_numpy(entry.stored[:real])
-            moved = change[:, span.begin : span.end].unflatten(1, (-1, width))
-            if layout.scopes[name].kind == "personal":
-                own[..., :width] += moved.cpu()
-            elif layout.scopes[name].keeps:
-                ids = entry.ids[:real]
-                difference = self._whole(entry.table, tables)[ids] - self._table_starts[name][ids]
-                own[..., :width] = (difference + moved).cpu()
-            if self.settings.keep_optimizer:
-                for place, moment in enumerate(trainer.moments):
-                    first = own.shape[2] - (2 - place) * width
-                    mine = moment[:real, span.begin : span.end].unflatten(1, (-1, width))
-                    own[..., first : first + width] = mine.cpu()
-            self.store.write_table(name, self.touched[name], users, entry.stored[:real])
 
     def _training_plan(self, chosen: Ints, everyone: Ints) -> list[Chunk]:
         if len(chosen) < len(everyone):
