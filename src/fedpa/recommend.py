@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from fedpa.federation.rule import AdaptedModel
 from fedpa.federation.server import Server
 from fedpa.federation.shard import Shard
 
-__all__ = ["Recommendation", "Recommender", "catalogue_batch"]
+__all__ = ["CatalogueScorer", "Recommendation", "Recommender", "catalogue_batch"]
 
 Ints = npt.NDArray[np.int64]
 _BLOCK_ROWS = 1 << 17
@@ -60,6 +60,36 @@ def catalogue_batch(tables: Mapping[str, Table], numbers: Ints, items: Tensor, c
     """Rows for blocks of `Shard.catalogue`, where the id of a table's row is its slot."""
     slots = {name: table.ids(items, context) for name, table in tables.items()}
     return Batch(torch.from_numpy(numbers), items, context, slots)
+
+
+class CatalogueScorer:
+    """Scores the whole catalogue for users of a run's rows, as it was known at those rows' times.
+
+    Parameters
+    ----------
+    dataset : Dataset
+    model : AdaptedModel
+    shard : Shard
+    state : sequence of Tensor
+        The server's.
+    """
+
+    def __init__(self, dataset: Dataset, model: AdaptedModel, shard: Shard, state: Sequence[Tensor]) -> None:
+        self.dataset, self.model, self.shard, self.state = dataset, model, shard, state
+
+    def __call__(self, positions: Ints) -> npt.NDArray[np.floating]:
+        """Logits [n, items] for the users of some rows, given by ascending position [n]."""
+        rows = self.shard.rows.candidates(self.dataset, positions)
+        users = self.shard.rows.user[positions]
+        numbers = self.shard.rows.users[users]
+        weights = self.shard.weights_of(users, self.state)
+        with torch.inference_mode():
+            blocks, tables = self.shard.assembly.catalogue(weights, users, numbers, self.state)
+            shape = (len(positions), self.dataset.n_items)
+            context = rows.context.view(*shape, rows.context.shape[1])
+            batch = catalogue_batch(tables, numbers, rows.items.view(shape), context)
+            found: npt.NDArray[np.floating] = self.model.forward(blocks, batch)[0].cpu().numpy()
+        return found
 
 
 class Recommender:

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -29,8 +29,11 @@ from fedpa.federation.shard import Shard
 from fedpa.federation.touched import TouchedRows
 from fedpa.methods import Baseline, FederatedMethod, FrozenFoundation, Method, TwoCounters, find_method
 from fedpa.models.foundation import Foundation, load_foundation
-from fedpa.recommend import Recommendation, Recommender
+from fedpa.recommend import CatalogueScorer, Recommendation, Recommender
 from fedpa.settings import Settings
+
+if TYPE_CHECKING:
+    from fedpa.evaluation.leave_one_out import LeaveOneOut
 
 __all__ = ["Run", "load_run"]
 
@@ -72,9 +75,12 @@ class Run:
 
     @cached_property
     def method(self) -> Method:
-        """The method with the run's settings."""
+        """The method with the run's settings, and with what it learnt if it is not a federated one."""
         found = find_method(self.config["method"])
-        return found(found.settings_type.checked(self.config["settings"], str(self.path / "config.yaml")))
+        method = found(found.settings_type.checked(self.config["settings"], str(self.path / "config.yaml")))
+        if isinstance(method, Baseline):
+            method.open(self.path)
+        return method
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -186,6 +192,37 @@ class Run:
         if top_k is not None:
             report["ranking"] = self.recommender.ranking(part, top_k, ranking_users)
         return report
+
+    def leave_one_out(self, k: int = 10, *, sampled: int = 99, most: int | None = 2000, seed: int = 0) -> LeaveOneOut:
+        """Rank the whole catalogue for the users of a leave-one-out data set.
+
+        Parameters
+        ----------
+        k : int
+            Length of the list.
+        sampled : int
+            Negatives of the field's sampled figure, which stands beside the full one.
+        most : int, optional
+            Rank for so many users only, chosen by a draw of `seed`.
+
+        Raises
+        ------
+        DataError
+            If the data set was not made by `fedpa.data.leave_one_out`.
+        """
+        from fedpa.evaluation.leave_one_out import leave_one_out_report
+
+        rows = self.rows
+        if isinstance(self.method, Baseline):
+            score = self._catalogue_baseline
+        else:
+            score = CatalogueScorer(self.dataset, self.model, self._shard(rows, self._store()), self.server.state)
+        return leave_one_out_report(self.dataset, rows, score, k=k, sampled=sampled, most=most, seed=seed)
+
+    def _catalogue_baseline(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        rows = self.rows.candidates(self.dataset, positions)
+        method = cast(Baseline, self.method)
+        return method.scores(self.foundation, self.dataset, rows).reshape(len(positions), -1)
 
     def yardsticks(self, part: str = "test", *, bootstrap: int = 0) -> dict[str, dict[str, Any]]:
         """Reports of the two counters, the frozen foundation, this run and, where it is known, the oracle."""

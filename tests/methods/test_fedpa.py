@@ -324,4 +324,4 @@ def test_a_method_in_a_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such file"):
         find_method(f"{tmp_path}/none.py:Alone")
     with pytest.raises(ConfigError, match="did you mean 'fedpa'"):
-        find_method("fedap")
+        find_method("fedpaa")

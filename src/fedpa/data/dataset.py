@@ -28,6 +28,7 @@ __all__ = [
     "SIDES",
     "CodedFeature",
     "Dataset",
+    "ItemCounts",
     "Part",
     "describe",
     "load_dataset",
@@ -43,6 +44,15 @@ class CodedFeature(NamedTuple):
 
     name: str
     size: int
+
+
+class ItemCounts(NamedTuple):
+    """Open users' rows and clicks before some instants: per item [instants, n_items], and of all items [instants]."""
+
+    views: NDArray[np.int64]
+    clicks: NDArray[np.int64]
+    open_views: NDArray[np.int64]
+    open_clicks: NDArray[np.int64]
 
 
 class Dataset:
@@ -344,21 +354,37 @@ class Dataset:
         -------
         ndarray of int32, shape ``[n, n_items, n_item_context]``
         """
+        return self.encode_catalogue(self.item_counts(times))
+
+    def encode_catalogue(self, counts: ItemCounts) -> NDArray[np.int32]:
+        """Item-side context codes of the whole catalogue, shape ``[instants, n_items, n_item_context]``."""
+        codes = np.empty((*counts.views.shape, self.n_item_context), dtype=np.int32)
+        for place in range(len(codes)):
+            opened = int(counts.open_views[place]), int(counts.open_clicks[place])
+            codes[place] = self._encode_item(counts.views[place], counts.clicks[place], *opened)
+        return codes
+
+    def item_counts(self, times: NDArray[np.int64]) -> ItemCounts:
+        """Open users' rows and clicks of the whole catalogue strictly before given instants.
+
+        Parameters
+        ----------
+        times : ndarray of int64, shape ``[n]``
+        """
         times = np.asarray(times, dtype=np.int64)
-        codes = np.empty((len(times), self.n_items, self.n_item_context), dtype=np.int32)
-        if not self.n_item_context:
-            return codes
+        shape = len(times), self.n_items
+        found = ItemCounts(*(np.zeros(size, dtype=np.int64) for size in (shape, shape, shape[:1], shape[:1])))
         when, item, clicked = self._open_by_time
-        views = np.zeros(self.n_items, dtype=np.int64)
-        clicks = np.zeros(self.n_items, dtype=np.int64)
+        views, clicks = (np.zeros(self.n_items, dtype=np.int64) for _ in range(2))
         done = 0
         for place in np.argsort(times, kind="stable"):
             end = int(np.searchsorted(when, times[place], side="left"))
             views += np.bincount(item[done:end], minlength=self.n_items)
             clicks += np.bincount(item[done:end][clicked[done:end]], minlength=self.n_items)
             done = end
-            codes[place] = self._encode_item(views, clicks, end, int(clicks.sum()))
-        return codes
+            found.views[place], found.clicks[place] = views, clicks
+            found.open_views[place], found.open_clicks[place] = end, clicks.sum()
+        return found
 
     def user_context_now(self) -> NDArray[np.int32]:
         """User-side context codes after the last row, shape ``[n_users, n_user_context]``.

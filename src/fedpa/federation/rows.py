@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -190,4 +190,43 @@ class ShardRows:
             torch.from_numpy(self.users[local]).to(self.items.device),
             self.items[positions],
             self.context[positions],
+        )
+
+    def candidates(self, dataset: Dataset, positions: Ints) -> ShardRows:
+        """The whole catalogue for the users of some rows, as it was known at those rows' times.
+
+        Parameters
+        ----------
+        dataset : Dataset
+        positions : ndarray
+            Rows of this shard [n]; the user's own counters are those of the row.
+
+        Returns
+        -------
+        ShardRows
+            [n x items] rows to be scored, item by item for each of `positions`; labels are zero.
+        """
+        n, items = len(positions), dataset.n_items
+        counts = dataset.item_counts(dataset.time[self.row[positions]])
+        context = dataset.encode_catalogue(counts).astype(np.int64)
+        own = self.context.cpu().numpy()[positions, dataset.n_item_context :]
+        context = np.concatenate([context, np.repeat(own[:, None, :], items, 1)], -1)
+        device = self.items.device
+        return replace(
+            self,
+            begin=np.zeros_like(self.begin),
+            train=np.zeros_like(self.train),
+            total=np.zeros_like(self.total),
+            row=np.full(n * items, -1),
+            user=np.repeat(self.user[positions], items),
+            part=np.repeat(self.part[positions], items),
+            items=torch.arange(items, device=device).repeat(n),
+            context=torch.from_numpy(context.reshape(n * items, -1)).to(device),
+            labels=torch.zeros(n * items, dtype=self.labels.dtype, device=device),
+            own_views=np.repeat(self.own_views[positions], items),
+            own_clicks=np.repeat(self.own_clicks[positions], items),
+            item_views=counts.views.reshape(-1),
+            item_clicks=counts.clicks.reshape(-1),
+            open_views=np.repeat(counts.open_views, items),
+            open_clicks=np.repeat(counts.open_clicks, items),
         )
