@@ -70,9 +70,15 @@ class Settings(StrictSettings):
         Weight mu of the proximal term ``mu / 2 |w - w_downloaded|^2`` over what is shared (Li et al., *Federated
         Optimization in Heterogeneous Networks*, MLSys 2020, eq. 2).
     personal_decay : float
-        Weight of ``1 / 2 |v - v_start|^2`` over what is personal.
+        Precision lambda of a normal prior around the start of what is personal: the term ``lambda / 2 |v - v_start|^2``
+        beside the *sum* of a user's losses, so that it counts as much as lambda rows, many or few as the user has.
     weighting : {"users", "rows"}
         Whether a participant counts once or by its training rows.
+    table_mean : {"participants", "touched"}
+        What the change of a table's row is divided by: the weight of all participants, or of those whose data touch the
+        row, whose number is then summed beside the change (MF-SecAvg of Perifanis & Efraimidis, 2022).
+    table_prior : float
+        Added to that number, so that a row which few touch moves less.
     server_optimizer : {"mean", "momentum", "adam"}
         How the server moves by the mean change: adds it, or takes it for a negative gradient (Reddi et al., *Adaptive
         Federated Optimization*, ICLR 2021, algorithm 2: FedAvgM and FedAdam).
@@ -98,6 +104,8 @@ class Settings(StrictSettings):
     proximal: Annotated[float, Field(ge=0)] = 0.0
     personal_decay: Annotated[float, Field(ge=0)] = 0.0
     weighting: Literal["users", "rows"] = "users"
+    table_mean: Literal["participants", "touched"] = "participants"
+    table_prior: Annotated[float, Field(ge=0)] = 0.0
     server_optimizer: Literal["mean", "momentum", "adam"] = "mean"
     server_lr: Annotated[float, Field(gt=0)] = 1.0
     server_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9

@@ -69,6 +69,7 @@ class LocalTrainer:
         *,
         received: Mapping[str, Tensor] | None = None,
         distance: Tensor | None = None,
+        rows: Tensor | None = None,
     ) -> None:
         """The next `step` is the first of a round.
 
@@ -80,8 +81,10 @@ class LocalTrainer:
             See `LocalStep.received`.
         distance : Tensor, optional
             How far each weight is from its start [users, width], for the decay of personal parameters.
+        rows : Tensor, optional
+            Training rows of each user [users, 1], for the same.
         """
-        self._number, self._received, self._distance = number, received or {}, distance
+        self._number, self._received, self._distance, self._count = number, received or {}, distance, rows
         self._done = 0
         self._counts: dict[object, int] = {}
         self._start: dict[str, Tensor] = {}
@@ -91,6 +94,8 @@ class LocalTrainer:
             users, width = self.weights.shape
             self.moments = self._room("mean", users, width), self._room("square", users, width)
             self.steps = self._room("steps", users, 1)
+            for kept in (*self.moments, self.steps):  # before scoring nobody loads what the device kept
+                kept.zero_()
 
     def start_phase(self) -> None:
         """Forget the optimiser, unless the device keeps it."""
@@ -121,15 +126,19 @@ class LocalTrainer:
         alone = first and last and not self.settings.keep_optimizer
         gradient = (self.change if alone else self._work)[:users]
         losses = self._differentiate(batch, labels, row_weights, gradient, turn)
-        self._pull(gradient, first)
+        if self.settings.proximal and not first:
+            near = self._row("near", lambda name: self.settings.proximal * (self._kind(name) in _SENT))
+            gradient.addcmul_(self.change[:users], near)
         self._done += 1
         rates = self._rates(turn)
         if alone:
             self._only_step(gradient, rates)
+            self._shrink(gradient, first, rates)
             return losses
         update = self._update(gradient, users, turn)
         if rates is not None:
             update *= rates
+        self._shrink(update, first, rates)
         if first:
             self.change[:users] = update
         else:
@@ -161,22 +170,24 @@ class LocalTrainer:
                 place.copy_(value)
         return losses.detach()
 
-    def _pull(self, gradient: Tensor, first: bool) -> None:
-        """Add the gradient of the proximal term and of the decay of what is personal."""
-        settings = self.settings
-        if not (settings.proximal or settings.personal_decay):
-            return
-        strength = self._row("pull", self._strength)
-        if not first:
-            gradient.addcmul_(self.change[: len(gradient)], strength)
-        if self._distance is not None:
-            gradient.addcmul_(self._distance[: len(gradient)], strength)
+    def _shrink(self, update: Tensor, first: bool, rates: Tensor | None) -> None:
+        """Draw what is personal to its start after a step, by the implicit step of its prior's gradient.
 
-    def _strength(self, name: str) -> float:
-        kind = self.model.layout.scopes[name].kind
-        if kind == "frozen":
-            return 0.0
-        return self.settings.personal_decay if kind == "personal" else self.settings.proximal
+        Explicit, the step would overshoot where ``lr lambda / rows`` is above two; implicit, it never does.
+        """
+        settings, users = self.settings, len(update)
+        if not settings.personal_decay or self._distance is None or self._count is None:
+            return
+        strength = settings.lr * settings.personal_decay
+        prior = self._row("prior", lambda name: strength * (self._kind(name) == "personal"))
+        pull = (prior if rates is None else prior * rates) / self._count[:users]
+        gone = self._distance[:users] + update
+        if not first:
+            gone += self.change[:users]
+        update.addcmul_(gone, pull / (1 + pull), value=-1)
+
+    def _kind(self, name: str) -> str:
+        return self.model.layout.scopes[name].kind
 
     def _only_step(self, gradient: Tensor, rates: Tensor | None) -> None:
         """Turn the gradient into the single step of a fresh optimiser, in place; Adam's is lr g / (|g| + eps)."""
@@ -257,3 +268,4 @@ class LocalTrainer:
 
 
 _MOMENTS = ("mean", "square")
+_SENT = ("shared", "group")

@@ -334,11 +334,12 @@ class Layout:
         return views
 
     def row(self, value: Callable[[str], float], lengths: Sequence[int] = ()) -> Tensor:
-        """One number for every weight of the flat vector, by the name of its parameter: [width]."""
-        pieces = [torch.full((parameter.size,), value(parameter.name)) for parameter in self.parameters()]
+        """One number for every weight of the flat vector, by the name of its parameter: float64 [width]."""
         spans = self.table_spans(lengths) if lengths else []
-        pieces += [torch.full((s.size,), value(t.name)) for t, s in zip(self.tables, spans, strict=False)]
-        return torch.cat(pieces) if pieces else torch.zeros(0)
+        sizes = [(parameter.name, parameter.size) for parameter in self.parameters()]
+        sizes += [(table.name, span.size) for table, span in zip(self.tables, spans, strict=False)]
+        pieces = [torch.full((size,), value(name), dtype=torch.float64) for name, size in sizes]
+        return torch.cat(pieces) if pieces else torch.zeros(0, dtype=torch.float64)
 
     def sizes_by_scope(self) -> dict[str, int]:
         """Number of weights that one user has in each scope, by the scope's name."""

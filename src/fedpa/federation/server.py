@@ -86,7 +86,8 @@ class Upload:
         Per uploaded scope, the weighted sum of changes (after minus before) as integers (see `FRACTION_BITS`), int64,
         [1, size] or [values, size].
     weights : list of Tensor
-        Per uploaded scope, the sum of the participants' weights, int64, [1] or [values].
+        Per uploaded scope, the sum of the participants' weights, int64, [1] or [values]; for a table whose mean is over
+        those who touched a row, [rows].
     participants : int
         Users who trained.
     rows : int
@@ -111,11 +112,15 @@ class Upload:
     seen: tuple[TableRows, ...] = ()
 
     @classmethod
-    def empty(cls, layout: Layout) -> Upload:
+    def empty(cls, layout: Layout, settings: Settings | None = None) -> Upload:
         """The upload of nobody."""
+        touched = settings is not None and settings.table_mean == "touched"
         return cls(
             [torch.zeros(vector.values, vector.size, dtype=torch.int64) for vector in layout.uploaded],
-            [torch.zeros(vector.values, dtype=torch.int64) for vector in layout.uploaded],
+            [
+                torch.zeros(v.table.rows if touched and v.table is not None else v.values, dtype=torch.int64)
+                for v in layout.uploaded
+            ],
         )
 
     def __add__(self, other: Upload) -> Upload:
@@ -181,8 +186,10 @@ class Server:
         """Move by the weighted mean change; a group value that nobody had stays as it is."""
         unit = 2.0 ** -FRACTION_BITS[self.dtype]
         for index, (total, weight) in enumerate(zip(upload.sums, upload.weights, strict=True)):
-            mean = total.double() * unit / weight.clamp(min=1)[:, None]
-            moved = self._optimised(index, mean, (weight > 0)[:, None])
+            prior = self.settings.table_prior if self.layout.uploaded[index].table is not None else 0.0
+            total = total.double().view(len(weight), -1)
+            mean = total * unit / (weight + prior).clamp(min=1)[:, None]
+            moved = self._optimised(index, mean, (weight > 0)[:, None]).view_as(self.state[index])
             self.state[index] = (self.state[index].double() + moved).to(self.state[index].dtype)
 
     def _optimised(self, index: int, mean: Tensor, present: Tensor) -> Tensor:

@@ -122,7 +122,7 @@ class Shard:
         everyone = np.flatnonzero(self.rows.train > 0)
         chosen = participants(self.seed, number, self.settings.participation, everyone, self.rows.keys)
         self.store.begin(chosen, self.touched)
-        upload = Upload.empty(self.layout)
+        upload = Upload.empty(self.layout, self.settings)
         tables = self.assembly.tables(state)
         plan = self._training_plan(chosen, everyone)
         for part in self._each(plan, lambda chunk, trainer: self._train(chunk, tables, number, downlink, trainer)):
@@ -181,7 +181,9 @@ class Shard:
         stored = self.store.read(users)
         entries = self.assembly.assemble(users, tables, trainer, stored, training=True)
         received = {one.table: self.assembly.received(one, users, entries) for one in downlink}
-        trainer.start(number, received=received, distance=self.assembly.distance(trainer, stored, entries))
+        count = torch.from_numpy(self.rows.train[users, None]).to(self.device, self.dtype)
+        distance = self.assembly.distance(trainer, stored, entries)
+        trainer.start(number, received=received, distance=distance, rows=count)
         if self.settings.keep_optimizer:
             self.assembly.load_moments(trainer, stored, entries)
         losses = self._run(chunk, trainer, self._phases, number, move_last=False)
@@ -250,7 +252,7 @@ class Shard:
         counts = count if self.settings.weighting == "rows" else np.ones_like(count)
         weight = torch.from_numpy(counts).to(self.device)
         low, high = (float(x) * unit for x in change.aminmax()) if change.numel() else (0.0, 0.0)
-        upload = Upload.empty(self.layout)
+        upload = Upload.empty(self.layout, self.settings)
         upload.bound = max(-low, high) * float(counts.sum()) if np.isfinite(low + high) else float("inf")
         upload.check()
         by_name = {entry.table.name: entry for entry in entries}
@@ -271,6 +273,10 @@ class Shard:
                 times = weight.repeat_interleave(torch.from_numpy(entry.count[: len(users)]).to(self.device))
                 units = (rows.double() * unit).round_().to(torch.int64) * times[:, None]
                 upload.sums[index].view(-1, vector.table.width).index_add_(0, ids.cpu(), units.cpu())
+                if self.settings.table_mean == "touched":
+                    upload.weights[index] = torch.zeros(vector.table.rows, dtype=torch.int64)
+                    upload.weights[index].index_add_(0, ids.cpu(), times.cpu())
+                    upload.weights_up += vector.table.rows * len(users)
                 if vector.scope.sees == "rows":
                     owner = np.repeat(self.rows.users[users], entry.count[: len(users)])
                     upload.seen += (TableRows(vector.table.name, owner, ids.cpu().numpy(), rows.clone().cpu()),)

@@ -52,9 +52,16 @@ class FedPA(FederatedMethod):
         """User-level LoRA and user embeddings are personal, group-level LoRA grouped, the rest shared."""
         if ".group." in name:
             return group(name.split(".group.")[1].rsplit(".", 1)[0])
-        if name.startswith("user_") or ".user." in name:
+        if name.startswith("user_") or ".user." in name or name.endswith(".user"):
             return PERSONAL
         return SHARED
+
+    def lr_scale(self, name: str) -> float:
+        """The wide term and the items' biases have rates of their own."""
+        settings = cast(AdapterSettings, self.settings)
+        if name == "item_bias":
+            return settings.item_rate
+        return settings.wide_rate if name.startswith("wide.") else 1.0
 
     def build(self, foundation: Foundation | None, dataset: Dataset, seed: int, device: torch.device) -> AdaptedMLP:
         """Put adapters around the foundation's layers."""

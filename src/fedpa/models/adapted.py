@@ -26,10 +26,10 @@ from torch.nn.functional import embedding, linear
 from fedpa.data.dataset import Dataset
 from fedpa.draws import generator
 from fedpa.errors import ConfigError
-from fedpa.federation.parameters import Block, Layout, Parameter, Scope
+from fedpa.federation.parameters import Block, Layout, Parameter, Scope, Table
 from fedpa.federation.rows import Batch, group_sizes
 from fedpa.models.foundation import Foundation
-from fedpa.models.products import rows_times, split_times
+from fedpa.models.products import gather_rows, rows_times, split_times
 from fedpa.settings import Settings
 
 __all__ = ["AdaptedMLP", "AdapterSettings"]
@@ -54,6 +54,17 @@ class AdapterSettings(Settings):
     user_lora, gate, personal_embedding : bool
         Whether there is a user-level LoRA, whether gates weigh the branches (else each counts once), and whether every
         user has an own copy of its feature embeddings.
+    wide : bool
+        Add ``(v + sum_j v_j + v_u) . e_i`` to the logit: a linear term over the item's feature embeddings e_i with a
+        shared, a group-level and a user-level part, all of which start at zero (as the wide half of Cheng et al.,
+        *Wide & Deep Learning for Recommender Systems*, DLRS 2016).
+    item_bias : bool
+        Add a shared bias per item to the logit, a table of its own that starts at zero: what private users' clicks say of
+        an item beside what the foundation knows of it from open users.
+    item_rate : float
+        Learning rate of that table, as a factor on ``lr``.
+    wide_rate : float
+        Learning rate of that term, as a factor on ``lr``.
     """
 
     rank: Annotated[int, Field(ge=1)] = 4
@@ -65,6 +76,10 @@ class AdapterSettings(Settings):
     user_lora: bool = True
     gate: bool = True
     personal_embedding: bool = True
+    wide: bool = False
+    wide_rate: Annotated[float, Field(gt=0)] = 1.0
+    item_bias: bool = False
+    item_rate: Annotated[float, Field(gt=0)] = 1.0
 
 
 class AdaptedMLP:
@@ -104,6 +119,7 @@ class AdaptedMLP:
         dtype = settings.torch_dtype
         sizes = group_sizes(dataset)
         keys = tuple(sizes) if settings.groups is None else settings.groups
+        self._keys = keys
         self.loras = [*(["user"] if settings.user_lora else []), *(f"group.{key}" for key in keys)]
         self.settings = settings
         self.branches = 1 + len(self.loras)
@@ -127,7 +143,8 @@ class AdaptedMLP:
         self.scale = settings.alpha / settings.rank
         units = torch.eye(self.branches)[1:].repeat_interleave(settings.rank, 0)
         self._spread = self._frozen(units * self.scale)
-        self.layout = Layout(self._blocks(), rule, sizes)
+        tables = [Table("item_bias", dataset.n_items, 1, self._frozen(torch.zeros(dataset.n_items, 1)), _own_id)]
+        self.layout = Layout(self._blocks(), rule, sizes, tables if settings.item_bias else ())
 
     def forward(self, blocks: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, list[Tensor]]:
         """Click logits [users, rows] and each layer's gate weights [users, rows, branches]."""
@@ -158,6 +175,11 @@ class AdaptedMLP:
             else:
                 x = torch.baddbmm(backbone, down, blocks[f"layers.{layer}.up"], alpha=self.scale)
         logits = (rows_times(x, blocks["head.weight"]) + blocks["head.bias"][:, None, :]).squeeze(-1)
+        if self.settings.wide:
+            taste = blocks["wide"].sum(1, keepdim=True)
+            logits = logits + rows_times(rows[..., : end - begin], taste).squeeze(-1)
+        if self.settings.item_bias:
+            logits = logits + gather_rows(blocks["item_bias"], batch.slots["item_bias"]).squeeze(-1).squeeze(-1)
         return logits, gates
 
     def _mix(self, layer: int, blocks: Mapping[str, Tensor], down: Tensor, backbone: Tensor) -> tuple[Tensor, Tensor]:
@@ -207,6 +229,10 @@ class AdaptedMLP:
         head = self._mlp.head
         blocks.append(self._single("head.weight", tuple(head.weight.shape), head.weight))
         blocks.append(self._single("head.bias", (1,), head.bias))
+        if self.settings.wide:
+            shape = (1, self._mlp.width("item"))
+            names = ["wide.all", "wide.user", *(f"wide.group.{key}.v" for key in self._keys)]
+            blocks.append(Block("wide", tuple(self._parameter(name, shape, torch.zeros(shape)) for name in names)))
         return blocks
 
     def _single(self, name: str, shape: tuple[int, ...], start: Tensor | None = None) -> Block:
@@ -240,3 +266,8 @@ class AdaptedMLP:
         """Each user's start is the foundation's embedding of its features."""
         codes = self.user_codes.index_select(0, users.cpu()) + self.user_offsets
         return embedding(codes.to(self._device), self.user_table).flatten(1)
+
+
+def _own_id(items: Tensor, _: Tensor) -> Tensor:
+    """An item's row in a table of items."""
+    return items[..., None]
