@@ -110,6 +110,10 @@ class Recommender:
         forever = np.array([np.iinfo(np.int64).max])
         self._item_context = torch.from_numpy(dataset.item_context(forever)[0].astype(np.int64))
         self._user_context = torch.from_numpy(dataset.user_context_now().astype(np.int64))
+        drawn = (
+            dataset.manifest["settings"].get("split") == "leave-one-out"
+        )  # its rows without a click were never shown
+        self._shown = dataset.label == 1 if drawn else np.ones(dataset.n_rows, np.bool_)
         self._local = {int(user): local for local, user in enumerate(shard.rows.users)}
         self._ids = dataset.item_ids
         chosen = getattr(shard.settings, "groups", None)
@@ -139,7 +143,8 @@ class Recommender:
             logits, gates = self.model.forward(blocks, batch)
             scores = torch.sigmoid(logits[0])
             open_scores = scores.clone()
-            open_scores[torch.from_numpy(self.dataset.item[begin:end].astype(np.int64))] = -1.0
+            seen = self.dataset.item[begin:end][self._shown[begin:end]]
+            open_scores[torch.from_numpy(seen.astype(np.int64))] = -1.0
             best = torch.topk(open_scores, min(k, len(scores)))
             chosen = best.indices[best.values >= 0]
             explained = self._explain(gates, chosen)
@@ -187,7 +192,7 @@ class Recommender:
                 block, snapshots[when[begin : begin + per_block]], torch.from_numpy(own[begin : begin + per_block])
             )
             member = np.isin(rows.user, block)
-            seen = member & (rows.part < code)
+            seen = member & (rows.part < code) & self._shown[rows.row]
             place = np.searchsorted(block, rows.user)
             hit = member & clicked
             items = rows.items.numpy()

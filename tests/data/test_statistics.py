@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fedpa.data.divide import COLD, OPEN, PRIVATE
 from fedpa.data.split import Part, split
-from fedpa.data.statistics import COUNTS, causal_counts, smoothed_rate
+from fedpa.data.statistics import COUNTS, Counted, causal_counts, counts_at, smoothed_rate
 
 Log = dict[str, NDArray[Any]]
 
@@ -23,7 +23,7 @@ STOPS = {
 
 
 @st.composite
-def logs(draw: st.DrawFn) -> Log:
+def logs(draw: st.DrawFn, every: tuple[tuple[int, int] | None, ...] = (None, (4, 7))) -> Log:
     """Rows with parts as `split` gives them."""
     times = draw(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=12), min_size=1, max_size=4))
     user = np.repeat(np.arange(len(times)), [len(each) for each in times]).astype(np.uint32)
@@ -36,7 +36,7 @@ def logs(draw: st.DrawFn) -> Log:
     side = np.array(draw(sides), np.int8)
     held_out = np.zeros(len(times), np.bool_)
     held_out[0] = True
-    cuts = draw(st.sampled_from([None, (4, 7)]))
+    cuts = draw(st.sampled_from(every))
     part = split(user, time, random & (side[user] == PRIVATE), side, held_out, cuts)
     return {"user": user, "item": item, "time": time, "label": label, "part": part}
 
@@ -86,6 +86,26 @@ def test_labels_of_test_rows_are_read_nowhere(log: Log) -> None:
     changed = log | {"label": np.where(tested, 1 - log["label"], log["label"]).astype(np.int8)}
     before, after = causal_counts(**log), causal_counts(**changed)
     assert all((before[name] == after[name]).all() for name in COUNTS)
+
+
+@pytest.mark.parametrize("cuts", [None, (4, 7)])
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_counts_at_a_row_equal_the_counts_of_that_row(cuts: tuple[int, int] | None, data: st.DataObject) -> None:
+    log = data.draw(logs((cuts,)))
+    shown = log["part"] != Part.UNBIASED
+    names = ("user", "item", "time", "label", "part")
+    counted = Counted(*(log[name][shown] == 1 if name == "label" else log[name][shown] for name in names))
+    # Without cuts the own counts of several judged rows are frozen at the first of them, which no row says of itself.
+    alike = [Part.FOUNDATION, Part.FOUNDATION_VAL, Part.TRAIN, Part.SUPPORT]
+    alike += [Part.VAL, Part.TEST] if cuts is not None else []
+    order = data.draw(st.permutations(np.flatnonzero(np.isin(log["part"], alike)).tolist()))
+    user, item, time, part = (log[name][order] for name in ("user", "item", "time", "part"))
+    found = counts_at(counted, user, item, time, part, cuts)
+    expected = causal_counts(**log)
+    assert {name: values.tolist() for name, values in found.items()} == {
+        name: values[order].tolist() for name, values in expected.items()
+    }
 
 
 def test_no_rows_have_no_counts() -> None:

@@ -17,7 +17,7 @@ from fedpa.artifacts import read_manifest, sha256
 from fedpa.data.divide import COLD, OPEN, PRIVATE, SIDES
 from fedpa.data.encode import Numeric, from_json
 from fedpa.data.split import PARTS, Part
-from fedpa.data.statistics import ITEM_STRENGTH, USER_STRENGTH, smoothed_rate
+from fedpa.data.statistics import ITEM_STRENGTH, USER_STRENGTH, Counted, smoothed_rate
 from fedpa.errors import ArtifactError, DataError
 
 __all__ = [
@@ -288,6 +288,17 @@ class Dataset:
         return self._column("interactions.parquet", "user_clicks").to_numpy()
 
     @cached_property
+    def counted(self) -> Counted:
+        """The rows that counts are taken over; drawn rows are never among them.
+
+        Where rows were drawn, they are the rows of the data set that the drawn ones were added to.
+        """
+        if "counted.parquet" in self.manifest["files"]:
+            return Counted(*(self._column("counted.parquet", name).to_numpy() for name in Counted._fields))
+        counted = Counted(self.user, self.item, self.time, self.label == 1, self.part)
+        return counted.keep(self.part != Part.UNBIASED)
+
+    @cached_property
     def oracle(self) -> NDArray[np.float64] | None:
         """True click probability of every row, shape ``[n_rows]``; ``None`` unless the data are synthetic."""
         if "oracle.parquet" not in self.manifest["files"]:
@@ -391,9 +402,9 @@ class Dataset:
 
         They count all of a user's own rows except the randomly exposed ones: what a device knows today.
         """
-        own = self.part != Part.UNBIASED
-        views = np.bincount(self.user[own], minlength=self.n_users)
-        clicks = np.bincount(self.user[own & (self.label == 1)], minlength=self.n_users)
+        counted = self.counted
+        views = np.bincount(counted.user, minlength=self.n_users)
+        clicks = np.bincount(counted.user[counted.click], minlength=self.n_users)
         _, _, clicked = self._open_by_time
         return self.encode_user(views, clicks, len(clicked), int(clicked.sum()))
 
@@ -401,9 +412,9 @@ class Dataset:
 
     @cached_property
     def _open_by_time(self) -> tuple[NDArray[np.int64], NDArray[np.uint32], NDArray[np.bool_]]:
-        rows = self.rows(Part.FOUNDATION, Part.FOUNDATION_VAL)
-        rows = rows[np.argsort(self.time[rows], kind="stable")]
-        return self.time[rows], self.item[rows], self.label[rows] == 1
+        opened = self.counted.keep(self.counted.opened)
+        order = np.argsort(opened.time, kind="stable")
+        return opened.time[order], opened.item[order], opened.click[order]
 
     @cached_property
     def _context(self) -> tuple[Numeric, ...]:

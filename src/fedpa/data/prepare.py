@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from fedpa.artifacts import FORMAT_VERSION, publish, sha256, write_json
+from fedpa.artifacts import FORMAT_VERSION, publish, write_json
 from fedpa.data.dataset import Dataset
+from fedpa.data.derive import file_facts, row_facts, version, write_rows
 from fedpa.data.divide import OPEN, PRIVATE, SIDES, at_random, by_feature, by_file, draw, make_cold
 from fedpa.data.encode import encode_reference, fit, fit_context
 from fedpa.data.rows import Rows, read_oracle, read_rows, read_table
@@ -170,25 +170,21 @@ def _write(source: Source, settings: _Settings, room: Path) -> None:
     label = rows[settings.labels[0]]
     counts = causal_counts(rows["user"], rows["item"], rows["time"], label, part)
     context = fit_context(counts, part == Part.FOUNDATION) if settings.features == "causal" else []
-    facts = _facts(rows, part, side, settings, dropped) | {"items": len(items)}
+    facts = row_facts(rows["user"], part, side, {name: rows[name] for name in settings.labels})
+    facts |= {"rows_read": len(rows) + sum(dropped.values()), "dropped": dropped, "items": len(items)}
 
     if source.oracle is not None:
         read_oracle(source, rows, ids, items["item_id"]).write_parquet(room / "oracle.parquet")
     coded_users.write_parquet(room / "users.parquet")
     coded_items.write_parquet(room / "items.parquet")
-    parts = pl.Series("part", part).replace_strict(range(len(PARTS)), PARTS, return_dtype=pl.Enum(PARTS))
-    numbers = pl.int_range(len(part), dtype=pl.UInt32, eager=True).alias("row")
-    pl.DataFrame([numbers, parts]).write_parquet(room / "splits.parquet")
-    del part, numbers, parts
-    table = rows.table.hstack([pl.Series(name, counts[name]) for name in COUNTS])
-    table.write_parquet(room / "interactions.parquet")
+    write_rows(room, rows.table.hstack([pl.Series(name, counts[name]) for name in COUNTS]), part)
 
     manifest = {
         "kind": "dataset",
         "format_version": FORMAT_VERSION,
-        "fedpa_version": _version(),
+        "fedpa_version": version(),
         "source": source.name,
-        "raw": [_facts_of_file(path) for path in sorted(source.files, key=lambda path: path.name)],
+        "raw": [file_facts(path) for path in sorted(source.files, key=lambda path: path.name)],
         "settings": _settings_json(settings, cuts),
         "label": settings.labels[0],
         "labels": list(settings.labels),
@@ -202,7 +198,7 @@ def _write(source: Source, settings: _Settings, room: Path) -> None:
         "undated": list(source.undated),
         "notes": list(source.notes),
         "warnings": _warnings(source, settings, facts),
-        "files": {path.name: _facts_of_file(path) for path in sorted(room.iterdir())},
+        "files": {path.name: file_facts(path) for path in sorted(room.iterdir())},
     }
     write_json(room / "manifest.json", manifest)
 
@@ -314,29 +310,6 @@ def _encode_items(
     return pl.DataFrame(columns), features
 
 
-def _facts(
-    rows: Rows, part: NDArray[np.uint8], side: NDArray[np.int8], settings: _Settings, dropped: dict[str, int]
-) -> dict[str, Any]:
-    """Counts and click rates for the manifest."""
-    click = rows[settings.labels[0]] == 1
-    sizes = np.bincount(part, minlength=len(PARTS)).tolist()
-    clicks = np.bincount(part[click], minlength=len(PARTS)).tolist()
-    users = [len(np.unique(rows["user"][part == code])) for code in range(len(PARTS))]
-    return {
-        "rows_read": len(rows) + sum(dropped.values()),
-        "dropped": dropped,
-        "rows": len(rows),
-        "users": len(side),
-        "sides": dict(zip(SIDES, np.bincount(side, minlength=len(SIDES)).tolist(), strict=True)),
-        "parts": dict(zip(PARTS, sizes, strict=True)),
-        "part_users": dict(zip(PARTS, users, strict=True)),
-        "click_rate": {
-            name: some / size if size else None for name, size, some in zip(PARTS, sizes, clicks, strict=True)
-        },
-        "label_rate": {name: float((rows[name] == 1).mean()) for name in settings.labels},
-    }
-
-
 def _warnings(source: Source, settings: _Settings, facts: dict[str, Any]) -> list[str]:
     """What a person should know before believing a figure from this data set."""
     warnings = []
@@ -353,7 +326,7 @@ def _warnings(source: Source, settings: _Settings, facts: dict[str, Any]) -> lis
 def _settings_json(settings: _Settings, cuts: tuple[int, int] | None) -> dict[str, Any]:
     division: dict[str, Any] = {"by": settings.division}
     if isinstance(settings.division, Path):
-        division = {"by": "file", **_facts_of_file(settings.division)}
+        division = {"by": "file", **file_facts(settings.division)}
     return {
         "features": settings.features,
         "min_rows": settings.min_rows,
@@ -364,14 +337,3 @@ def _settings_json(settings: _Settings, cuts: tuple[int, int] | None) -> dict[st
         "groups": list(settings.groups),
         "seed": settings.seed,
     }
-
-
-def _facts_of_file(path: Path) -> dict[str, Any]:
-    return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)}
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("fedpa")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"

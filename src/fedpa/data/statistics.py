@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,9 @@ __all__ = [
     "ITEM_STRENGTH",
     "USER_CONTEXT",
     "USER_STRENGTH",
+    "Counted",
     "causal_counts",
+    "counts_at",
     "smoothed_rate",
 ]
 
@@ -32,6 +34,33 @@ USER_STRENGTH = 5.0
 """A user's click rate is drawn to the prior as if by this many views."""
 
 _Counts = NDArray[np.uint32]
+
+
+class Counted(NamedTuple):
+    """The rows that users were shown, without the randomly exposed ones, sorted by user, then time.
+
+    Attributes
+    ----------
+    user, item, time : ndarray, shape ``[n]``
+    click : ndarray of bool, shape ``[n]``
+    part : ndarray of uint8, shape ``[n]``
+        An item's and the overall counts are over rows of open users, `opened`, alone; unused rows are counted nowhere.
+    """
+
+    user: NDArray[np.uint32]
+    item: NDArray[np.uint32]
+    time: NDArray[np.int64]
+    click: NDArray[np.bool_]
+    part: NDArray[np.uint8]
+
+    @property
+    def opened(self) -> NDArray[np.bool_]:
+        """Which rows are of open users, shape ``[n]``."""
+        return self.part <= Part.FOUNDATION_VAL
+
+    def keep(self, kept: NDArray[np.bool_]) -> Counted:
+        """Only the rows where `kept` is true."""
+        return Counted(self.user[kept], self.item[kept], self.time[kept], self.click[kept], self.part[kept])
 
 
 def causal_counts(
@@ -77,6 +106,65 @@ def causal_counts(
     user_views, user_clicks = _own(user, time, click, part)
     every = (item_views, item_clicks, open_views, open_clicks, user_views, user_clicks)
     return dict(zip(COUNTS, every, strict=True))
+
+
+def counts_at(
+    counted: Counted,
+    user: NDArray[np.uint32],
+    item: NDArray[np.uint32],
+    time: NDArray[np.int64],
+    part: NDArray[np.uint8],
+    cuts: tuple[int, int] | None = None,
+) -> dict[str, _Counts]:
+    """Counts for rows that are not among the counted ones, such as drawn ones: what was known before each row's time.
+
+    The same as `causal_counts` gives for a row of that user, item and time, where a user's judged rows of one
+    part are all of one time, or where `cuts` are the instants at which the user's own counts stop.
+
+    Parameters
+    ----------
+    counted : Counted
+    user, item, time, part : ndarray, shape ``[n]``
+        The rows, in any order.
+    cuts : (int, int), optional
+        The user's own counts of validation rows stop at the first instant, those of test rows at the second.
+
+    Returns
+    -------
+    dict of str to ndarray of uint32, shape ``[n]``
+        One array per name in `COUNTS`.
+    """
+    until = time
+    if cuts is not None:
+        until = np.where(part == Part.VAL, np.minimum(time, cuts[0]), time)
+        until = np.where(part == Part.TEST, np.minimum(time, cuts[1]), until)
+    opened, used = counted.keep(counted.opened), counted.keep(counted.part < Part.UNBIASED)
+    every = (
+        *_earlier(opened.item, opened.time, opened.click, item, time),
+        *_earlier(np.zeros_like(opened.item), opened.time, opened.click, np.zeros_like(item), time),
+        *_earlier(used.user, used.time, used.click, user, until),
+    )
+    return dict(zip(COUNTS, every, strict=True))
+
+
+def _earlier(
+    key: NDArray[np.uint32],
+    time: NDArray[np.int64],
+    click: NDArray[np.bool_],
+    at_key: NDArray[np.uint32],
+    at_time: NDArray[np.int64],
+) -> tuple[_Counts, _Counts]:
+    """Rows of a key strictly before an instant, and clicks among them; both of shape ``[len(at_key)]``."""
+    instants = np.unique(time)
+    width = len(instants) + 1
+    place = key.astype(np.int64) * width + np.searchsorted(instants, time)
+    order = np.argsort(place, kind="stable")
+    place = place[order]
+    clicks = np.concatenate([[0], np.cumsum(click[order])])
+    first = at_key.astype(np.int64) * width
+    begin = np.searchsorted(place, first)
+    end = np.searchsorted(place, first + np.searchsorted(instants, at_time))
+    return (end - begin).astype(np.uint32), (clicks[end] - clicks[begin]).astype(np.uint32)
 
 
 def _own(
