@@ -186,8 +186,11 @@ class _Rounds:
         """Run to the end and return the summary."""
         if isinstance(self.method, Baseline):
             begin = time.perf_counter()
+            self.method.fit(self.foundation, self.dataset, self.rows, seed=self.seed, folder=self.room)
+            self.method.open(self.room)
+            fitted = time.perf_counter()
             values = split_values(self.rows, self.method.scores(self.foundation, self.dataset, self.rows))
-            self._note(0, None, values, 0.0, time.perf_counter() - begin)
+            self._note(0, None, values, fitted - begin, time.perf_counter() - fitted)
             return self._summary(0, {}, interrupted=False)
         return self._federated(cast(FederatedMethod, self.method), progress)
 

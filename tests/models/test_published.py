@@ -18,7 +18,8 @@ from fedpa.data.dataset import Dataset
 from fedpa.data.prepare import prepare
 from fedpa.data.sources import open_source
 from fedpa.errors import ArtifactError
-from fedpa.methods.fedpa import FedPA, FedPASettings
+from fedpa.methods.fedpa import FedPA
+from fedpa.models.adapted import AdapterSettings
 from fedpa.models.foundation import load_foundation
 from fedpa.models.published import import_reference
 from shared import need
@@ -83,7 +84,7 @@ def test_forward_is_the_published_one(
     loaded = load_foundation(tmp_path / "foundation")
     loaded.check(dataset)
     assert loaded.hash == foundation.hash
-    model = FedPA(FedPASettings()).build(loaded, dataset, 0, torch.device("cpu"))
+    model = FedPA(AdapterSettings()).build(loaded, dataset, 0, torch.device("cpu"))
     assert model.layout.size > 0
 
 

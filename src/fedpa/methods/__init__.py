@@ -24,6 +24,8 @@ from fedpa.methods.method import (
 )
 from fedpa.methods.on_device import HeadOnly, LocalOnly, UserBias
 from fedpa.methods.pfedrec import PFedRec
+from fedpa.methods.pooled import Pooled
+from fedpa.methods.trees import Trees
 
 __all__ = [
     "Baseline",
@@ -47,6 +49,8 @@ __all__ = [
     "Method",
     "PFedRec",
     "PersonalLoRA",
+    "Pooled",
+    "Trees",
     "TwoCounters",
     "UserBias",
     "compared_specs",

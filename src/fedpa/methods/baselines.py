@@ -28,6 +28,7 @@ class TwoCounters(Baseline):
     family = "baseline"
     compared = {"default": "two counters"}  # noqa: RUF012
     needs_foundation = False
+    seeds_matter = False
 
     def scores(self, foundation: Foundation | None, dataset: Dataset, rows: ShardRows) -> npt.NDArray[Any]:
         """Click probabilities [rows]."""

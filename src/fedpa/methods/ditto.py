@@ -2,8 +2,9 @@
 
 Li et al., *Ditto: Fair and Robust Federated Learning Through Personalization*, ICML 2021, algorithm 1: a device
 trains the global model w as in FedAvg, and its own v on ``F(v) + lambda / 2 |v - w|^2`` with the downloaded w
-(equation 2); it scores with v. Departures: both take the same number of local steps, since both losses are one sum,
-and the local optimiser may be Adam. A user who never took part scores with the start of v.
+(equation 2); it scores with v. Departures: both take the same number of local steps, since both losses are one sum;
+the local optimiser may be Adam; rows of embedding tables that a device never trained stay at the start of v, where
+the published v would follow w. A user who never took part scores with the start of v. The reported loss is F of both.
 """
 
 from __future__ import annotations
@@ -84,8 +85,10 @@ class Ditto(WholeModelMethod):
         own = self.loss(model.forward(step.blocks, step.batch)[0], step.labels, step.weights)
         shared = self.loss(two.shared.forward(step.blocks, step.batch)[0], step.labels, step.weights)
         strength = cast(DittoSettings, self.settings).closeness
+        pull = torch.zeros_like(own)
         for name, block in step.blocks.items():
             if name.startswith(_OWN):
                 towards = step.start[_GLOBAL + name.removeprefix(_OWN)]
-                own = own + strength / 2 * (block - towards).square().flatten(1).sum(1)
-        return own + shared
+                pull = pull + strength / 2 * (block - towards).square().flatten(1).sum(1)
+        # Its gradient alone: its value covers the padding of tables, which depends on who is computed together.
+        return own + shared + (pull - pull.detach())

@@ -1,23 +1,25 @@
 """FedNCF: neural collaborative filtering whose item vectors and layers are averaged.
 
 Perifanis and Efraimidis, *Federated Neural Collaborative Filtering*, Knowledge-Based Systems 242, 2022: the models of
-He et al. (*Neural Collaborative Filtering*, WWW 2017, equations 7 to 12), here NeuMF: a product of vectors (GMF)
+He et al. (*Neural Collaborative Filtering*, WWW 2017), here NeuMF (their section 3.4): a product of vectors (GMF)
 beside a perceptron (MLP), joined by a linear output. A device keeps its user vectors; item vectors and weights are
-averaged. Departures: averaging is exact and over all participants, whereas MF-SecAvg averages an item's vector over
-those who updated it; one width serves both halves; no pre-training of the halves.
+averaged. Departures: everything is averaged over all participants, whereas the paper's MF-SecAvg averages an item's
+vector over those who updated it, which tells the server how many did (``item_rate`` makes up for it on average);
+sums are exact and not masked; one width serves both halves; no pre-training of the halves; all users start from the
+same vectors (see `ItemIdModel.user_vector`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, cast
+from typing import Annotated, Any, ClassVar, cast
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from fedpa.federation.parameters import PERSONAL, SHARED, Parameter, Scope, Table
-from fedpa.methods.fedmf import ItemIdMethod
+from fedpa.methods.fedmf import ItemIdMethod, item_presets
 from fedpa.methods.method import register
 from fedpa.models.items import ItemIdModel, ItemSettings
 from fedpa.models.products import rows_times, split_times
@@ -67,6 +69,9 @@ class FedNCF(ItemIdMethod):
 
     name = "fedncf"
     settings_type = FedNCFSettings
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = item_presets(
+        {"hidden": (32, 16, 8)}, optimizer="sgd", lr=0.1, item_rate=30_000.0
+    )
     compared: ClassVar[Mapping[str, str]] = {"default": "FedNCF", "foundation": "FedNCF + foundation"}
     model_type = NeuMF
 

@@ -1,27 +1,29 @@
 """FedRAP: the sum of a shared and a personal item embedding.
 
-Li, Long and Zhou, *Federated Recommendation with Additive Personalization*, ICLR 2024, equations 3 to 6: the score is
-a personal linear layer over ``D_u + C``; the local objective is the log-loss minus ``lambda |D_u - C|^2``, which
-drives them apart, plus ``mu |C|_1``, both grown from round to round with ``tanh(round / 10)``. C is averaged, D_u and
+Li, Long and Zhou, *Federated Recommendation with Additive Personalization*, ICLR 2024, algorithm 1: the score is a
+personal linear layer over ``D_u + C``; the local objective is the log-loss minus ``lambda |D_u - C|^2``, which drives
+them apart, plus ``mu |C|_1``, both grown from round to round with ``tanh((round - 1) / 10)``. C is averaged, D_u and
 the layer stay.
 
-As in the published code both terms are means over the rows of a batch, and scoring takes the averaged C. Departures:
-the difference counts only up to one, since its negative is unbounded and with the published rates the embeddings run
-away where users have few rows; local epochs are fixed instead of stopping at convergence.
+As in the published code both terms are means over a batch's rows and an embedding's entries, and scoring takes the
+averaged C. Departures: the difference counts only up to one, since its negative is unbounded and with the published
+rates the embeddings run away where users have few rows; local epochs are fixed instead of stopping at convergence; the
+rate does not decay; ``lambda`` and ``mu`` do grow, whereas the published code computes the grown ones without using
+them; no noise is added to C.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, cast
+from typing import Annotated, Any, ClassVar, cast
 
 from pydantic import Field
 from torch import Tensor
 
 from fedpa.federation.parameters import Parameter, Table
 from fedpa.federation.rule import AdaptedModel, LocalStep
-from fedpa.methods.fedmf import ItemIdMethod
+from fedpa.methods.fedmf import ItemIdMethod, item_presets
 from fedpa.methods.method import register
 from fedpa.models.items import ItemIdModel, ItemSettings
 from fedpa.models.products import rows_times
@@ -36,13 +38,13 @@ class FedRAPSettings(ItemSettings):
     ----------
     apart, sparse : float
         lambda and mu, once the schedule has grown them.
-    item_rate : float
-        Learning rate of both tables, as a factor on ``lr``.
+    own_rate : float
+        Learning rate of the personal table, as a factor on ``lr``; published is that of the shared one.
     """
 
     apart: Annotated[float, Field(ge=0)] = 0.1
     sparse: Annotated[float, Field(ge=0)] = 0.001
-    item_rate: Annotated[float, Field(gt=0)] = 1.0
+    own_rate: Annotated[float, Field(gt=0)] = 1.0
 
 
 class Additive(ItemIdModel):
@@ -65,6 +67,7 @@ class FedRAP(ItemIdMethod):
 
     name = "fedrap"
     settings_type = FedRAPSettings
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = item_presets(optimizer="sgd", lr=0.1, item_rate=3_000.0)
     compared: ClassVar[Mapping[str, str]] = {"default": "FedRAP", "foundation": "FedRAP + foundation"}
     model_type = Additive
 
@@ -80,5 +83,5 @@ class FedRAP(ItemIdMethod):
         return loss + grown * ((settings.sparse * size - settings.apart * apart) * step.weights).sum(1)
 
     def lr_scale(self, name: str) -> float:
-        """The tables have a rate of their own."""
-        return cast(FedRAPSettings, self.settings).item_rate if name.endswith("items") else 1.0
+        """Both tables have rates of their own."""
+        return cast(FedRAPSettings, self.settings).own_rate if name == "own_items" else super().lr_scale(name)

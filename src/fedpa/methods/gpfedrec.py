@@ -1,20 +1,23 @@
 """GPFedRec: a graph of users guides what each of them receives.
 
 Zhang et al., *GPFedRec: Graph-Guided Personalization for Federated Recommendation*, KDD 2024, algorithm 1: devices
-keep a user vector and a perceptron, and upload item embeddings. The server sees every device's embeddings, compares
-users by the cosine of theirs, and averages over each user's nearest ones (equation 5, one layer of message passing):
-that is what the user receives beside the mean of all those, and its embeddings are held close to it by a term of the
-local loss (equation 8). A device scores with its own embeddings.
+keep a user vector and a perceptron, and upload item embeddings q_u. The server sees every device's embeddings,
+compares users by the cosine of theirs, and takes the mean r_u over each user's nearest ones (one layer of message
+passing). A user receives the mean of all r_u, from which it starts, and its own r_u, to which a term of the local loss,
+``closeness`` times the mean squared difference, holds its embeddings. A device scores with its own embeddings.
 
-Departures: the nearest users are the most similar ones (the published code sorts by cosine *distance*, so that the
-farthest come first); the term is a mean over the rows of a batch instead of the whole table, so that rows a device
-never touched need not be kept on it; nearest users number ``neighbours`` instead of all above a threshold.
+Departures: the nearest users are the most similar ones, the user itself among them (the published code sorts by cosine
+*distance*, so that the farthest come first), and number ``neighbours`` (by default the published code takes all beyond
+the mean); the term is a mean over the rows of a batch instead of the whole table, so that rows a device never touched
+need not be kept on it; one rate serves user vector and perceptron, where the published code has 79 times the
+perceptron's for the user vector; a user who took no part in the last round is held to the mean; rows that a device
+never trained are scored from the server's newest mean. Users count once in the mean, whatever ``weighting``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, cast
+from typing import Annotated, Any, ClassVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +29,7 @@ from fedpa.errors import ConfigError
 from fedpa.federation.parameters import PERSONAL, Layout, Parameter, Scope, Table
 from fedpa.federation.rule import AdaptedModel, LocalStep
 from fedpa.federation.server import Server, TableRows, Upload
-from fedpa.methods.fedmf import ItemIdMethod
+from fedpa.methods.fedmf import ItemIdMethod, item_presets
 from fedpa.methods.method import register
 from fedpa.models.items import ItemIdModel, ItemSettings
 from fedpa.models.products import rows_times, split_times
@@ -48,14 +51,11 @@ class GPFedRecSettings(ItemSettings):
         How many nearest users are averaged, the user itself among them.
     closeness : float
         Weight of the term that holds embeddings to what was received.
-    item_rate : float
-        Learning rate of the item embeddings, as a factor on ``lr``.
     """
 
     hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field((16, 8), min_length=1)
     neighbours: Annotated[int, Field(ge=1)] = 10
     closeness: Annotated[float, Field(ge=0)] = 0.1
-    item_rate: Annotated[float, Field(gt=0)] = 1.0
 
 
 class _Perceptron(ItemIdModel):
@@ -85,6 +85,7 @@ class GPFedRec(ItemIdMethod):
 
     name = "gpfedrec"
     settings_type = GPFedRecSettings
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = item_presets(optimizer="sgd", lr=0.1, item_rate=3_000.0)
     compared: ClassVar[Mapping[str, str]] = {"default": "GPFedRec", "foundation": "GPFedRec + foundation"}
     model_type = _Perceptron
 
@@ -97,25 +98,19 @@ class GPFedRec(ItemIdMethod):
         return GraphServer(layout, self.settings.torch_dtype, cast(GPFedRecSettings, self.settings))
 
     def local_loss(self, model: AdaptedModel, step: LocalStep) -> Tensor:
-        """Log-loss, plus the distance of the batch's embeddings to what the user received."""
-        loss = super().local_loss(model, step)
-        if not step.received:
-            return loss
+        """Log-loss, plus the distance of the batch's embeddings to what the user received: at first, the start."""
         perceptron = cast(_Perceptron, getattr(model, "model", model))
-        towards = {"items": step.start["items"] + step.received["items"]}
-        here, there = (perceptron.item_rows(rows, step.batch)["items"] for rows in (step.blocks, towards))
+        received = step.start["items"] + step.received["items"] if step.received else step.start["items"]
+        here, there = (perceptron.item_rows(rows, step.batch)["items"] for rows in (step.blocks, {"items": received}))
         strength = cast(GPFedRecSettings, self.settings).closeness
-        return loss + strength * ((here - there).square().mean(-1) * step.weights).sum(1)
+        distance = ((here - there).square().mean(-1) * step.weights).sum(1)
+        return super().local_loss(model, step) + strength * distance
 
     needs_start = True
 
-    def lr_scale(self, name: str) -> float:
-        """The embeddings have a rate of their own."""
-        return cast(GPFedRecSettings, self.settings).item_rate if name == "items" else 1.0
-
 
 class GraphServer(Server):
-    """Averages a table over each user's nearest users, and all of those averages into the state.
+    """Averages a table over each user's nearest users, and moves by the mean of those averages.
 
     Parameters
     ----------
@@ -152,11 +147,13 @@ class GraphServer(Server):
         change = seen.values.double().numpy()
         near = nearest(table, owner, seen.ids, change, len(names), min(self._neighbours, len(names)))
         chosen = np.bincount(near.reshape(-1), minlength=len(names)) / near.size
-        moved = table.copy()
-        np.add.at(moved, seen.ids, change * chosen[owner][:, None])
-        mean = _mean_of(near, owner, seen.ids, change, len(table))
-        received = table[seen.ids] + mean - moved[seen.ids]
-        self.state[0] = torch.from_numpy(moved).to(self.dtype).view(1, -1)
+        change_of_mean = np.zeros_like(table)
+        np.add.at(change_of_mean, seen.ids, change * chosen[owner][:, None])
+        step = self._optimised(0, torch.from_numpy(change_of_mean).view(1, -1), torch.ones(1, 1, dtype=torch.bool))
+        self.state[0] = (self.state[0].double() + step).to(self.dtype)
+        state = self.state[0].view(table.shape).double().numpy()
+        nearest_mean = table[seen.ids] + _mean_of(near, owner, seen.ids, change, len(table))
+        received = nearest_mean - state[seen.ids]
         self.downlink = (TableRows("items", seen.users, seen.ids, torch.from_numpy(received).to(self.dtype)),)
 
 

@@ -58,6 +58,8 @@ class Method(ABC):
         federated recommender or an adapter around the foundation.
     compared : mapping
         Presets that a comparison runs, each with the title of its row.
+    seeds_matter : bool
+        Whether another seed, and with it another foundation, may give other scores.
     """
 
     name: ClassVar[str]
@@ -66,6 +68,7 @@ class Method(ABC):
     settings_type: ClassVar[type[Settings]] = Settings
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"default": {}}
     needs_foundation: ClassVar[bool] = True
+    seeds_matter: ClassVar[bool] = True
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -129,11 +132,25 @@ class FederatedMethod(LocalRule, Method):
 
 
 class Baseline(Method):
-    """A method without federation: it scores rows."""
+    """A method without federation: it scores rows, after training in one place if it trains at all."""
+
+    def fit(self, foundation: Foundation | None, dataset: Dataset, rows: ShardRows, *, seed: int, folder: Path) -> None:
+        """Train and leave in the run's folder what `open` reads; by default there is nothing to train.
+
+        Of `rows`, the private users', those of part ``train`` may be learnt from and those of part ``val`` may decide
+        when to stop.
+        """
+
+    def open(self, folder: Path) -> None:
+        """Load what `fit` left in the run's folder, before the first call of `scores`."""
 
     @abstractmethod
     def scores(self, foundation: Foundation | None, dataset: Dataset, rows: ShardRows) -> npt.NDArray[Any]:
-        """Click probabilities of the given rows [rows]."""
+        """Click probabilities of the given rows [rows].
+
+        Whatever is true of one row stands in `rows`, whose rows need not be the data set's; of the data set only what
+        is known of users and items is read.
+        """
 
 
 _METHODS: dict[str, type[Method]] = {}

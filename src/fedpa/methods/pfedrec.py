@@ -1,44 +1,31 @@
 """PFedRec: a personal score function over item embeddings, both of them personalised.
 
-Zhang et al., *Dual Personalization on Federated Recommendation*, IJCAI 2023, algorithm 1, equations 9 and 10: there
-is no user vector; a device keeps a score function, one linear layer over an item's embedding, and for every batch
-updates first the score function, then the embeddings, which are averaged. It scores with its own finetuned
-embeddings. As published the embeddings' rate is the number of items times a factor, since an average over all devices
-moves an item that few touched by little; here that product is ``item_rate``.
+Zhang et al., *Dual Personalization on Federated Recommendation*, IJCAI 2023, algorithm 1: there is no user vector; a
+device keeps a score function, one linear layer over an item's embedding, and for every batch updates first the score
+function, then the embeddings, which are averaged. It scores with its own finetuned embeddings. As published the
+embeddings' rate is the number of items times a factor of 80 (``item_rate=None``, preset ``published``).
 
 Departures: rows of the table that a device never trained are scored from the server's newest table, not from the one it
-downloaded last; the score function's bias stays with its weights, which the published code averages.
+downloaded last, and likewise all rows of a user who never took part, who as published scores with the start; the bias
+of the score function is not uploaded (the published code averages it, but no device reads the average).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, cast
+from typing import Any, ClassVar
 
-from pydantic import Field
 from torch import Tensor
 
 from fedpa.federation.parameters import PERSONAL, Parameter, Scope, Table
 from fedpa.federation.rule import Phase
-from fedpa.methods.fedmf import ItemIdMethod
+from fedpa.methods.fedmf import ItemIdMethod, item_presets
 from fedpa.methods.method import register
-from fedpa.models.items import ItemIdModel, ItemSettings
+from fedpa.models.items import ItemIdModel
 from fedpa.models.products import rows_times
 from fedpa.settings import Settings
 
-__all__ = ["PFedRec", "PFedRecSettings", "ScoreFunction"]
-
-
-class PFedRecSettings(ItemSettings):
-    """Settings of PFedRec.
-
-    Attributes
-    ----------
-    item_rate : float
-        Learning rate of the item embeddings, as a factor on ``lr``.
-    """
-
-    item_rate: Annotated[float, Field(gt=0)] = 1.0
+__all__ = ["PFedRec", "ScoreFunction"]
 
 
 class ScoreFunction(ItemIdModel):
@@ -67,7 +54,7 @@ class PFedRec(ItemIdMethod):
     """A personal score function over item embeddings that are averaged and kept."""
 
     name = "pfedrec"
-    settings_type = PFedRecSettings
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = item_presets({}, optimizer="sgd", lr=0.1, item_rate=30_000.0)
     compared: ClassVar[Mapping[str, str]] = {"default": "PFedRec", "foundation": "PFedRec + foundation"}
     model_type = ScoreFunction
 
@@ -78,7 +65,3 @@ class PFedRec(ItemIdMethod):
     def phases(self, settings: Settings) -> tuple[Phase, ...]:
         """For every batch first the score function, then the embeddings."""
         return (Phase(settings.epochs, (_score, _items)),)
-
-    def lr_scale(self, name: str) -> float:
-        """The embeddings have a rate of their own."""
-        return cast(PFedRecSettings, self.settings).item_rate if name == "items" else 1.0

@@ -31,11 +31,16 @@ class ItemSettings(Settings):
         Of the embeddings.
     std : float
         Spread of their random start.
+    item_rate : float or None
+        Learning rate of the item embeddings, as a factor on ``lr``; None is 80 times the number of items, as in the
+        code published with PFedRec and GPFedRec: an average over all devices moves an item that few of them touched
+        by little.
     """
 
     on_foundation: bool = False
     width: Annotated[int, Field(ge=1)] = 16
     std: Annotated[float, Field(gt=0)] = 0.1
+    item_rate: Annotated[float, Field(gt=0)] | None = 1.0
 
 
 class ItemIdModel:
@@ -65,7 +70,7 @@ class ItemIdModel:
     ) -> None:
         self.settings = settings
         self._seed, self._device = seed, device
-        self._users, self._items = dataset.n_users, dataset.n_items
+        self._items = dataset.n_items
         self._backbone = None
         if settings.on_foundation and foundation is not None:
             self._backbone = foundation.model.to(device, settings.torch_dtype)
@@ -101,9 +106,12 @@ class ItemIdModel:
         return Table(name, self._items, self.settings.width, start, lambda items, _: items[..., None])
 
     def user_vector(self, name: str, width: int) -> Parameter:
-        """A vector per user [1, width] that starts at random, differently for every user."""
-        start = self.drawn(name, (self._users, 1, width))
-        return Parameter(name, (1, width), lambda users: start[users])
+        """A vector per user [1, width] that starts at random, for everybody alike.
+
+        Were the starts independent, the first changes of an item would cancel in the average: what users have in
+        common about it could not be learned.
+        """
+        return Parameter(name, (1, width), self.drawn(name, (1, width)))
 
     def linear(self, name: str, into: int, out: int, *, zero: bool = False) -> list[Parameter]:
         """Weight and bias of a layer, uniform in +- 1 / sqrt(in), or zero."""

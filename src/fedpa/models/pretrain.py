@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from fedpa.data.dataset import Dataset
+from fedpa.data.dataset import Dataset, Part
 from fedpa.device import open_device
 from fedpa.draws import derive_seed, generator
 from fedpa.errors import DataError
@@ -21,7 +23,7 @@ from fedpa.models.mlp import MLP
 from fedpa.progress import progress_bar
 from fedpa.settings import StrictSettings
 
-__all__ = ["PretrainSettings", "pretrain", "untrained"]
+__all__ = ["PretrainSettings", "Rows", "coded_rows", "fit_backbone", "open_rows", "pretrain", "untrained"]
 
 
 class PretrainSettings(StrictSettings):
@@ -36,7 +38,7 @@ class PretrainSettings(StrictSettings):
     lr, batch_size, weight_decay : float, int, float
         Of Adam; the decay is decoupled (Loshchilov & Hutter, 2019).
     epochs, patience : int
-        Most epochs, and epochs without a better held-out log-loss before stopping.
+        Most epochs, and epochs without a better held-out log-loss before stopping; 0 never stops early.
     """
 
     embedding: Annotated[int, Field(ge=1)] = 8
@@ -46,7 +48,11 @@ class PretrainSettings(StrictSettings):
     batch_size: Annotated[int, Field(ge=1)] = 1024
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     epochs: Annotated[int, Field(ge=1)] = 50
-    patience: Annotated[int, Field(ge=1)] = 3
+    patience: Annotated[int, Field(ge=0)] = 3
+
+
+Rows = tuple[Tensor, Tensor, Tensor, Tensor]
+"""User, item and context codes [rows, features] and labels [rows]."""
 
 
 def pretrain(
@@ -92,32 +98,16 @@ def pretrain(
     """
     chosen = PretrainSettings.checked(settings, "pretraining")
     place = open_device(device)
-    train, held_out = (_rows(dataset, part, place) for part in ("foundation", "foundation_val"))
+    train, held_out = (open_rows(dataset, part, place) for part in (Part.FOUNDATION, Part.FOUNDATION_VAL))
     model = untrained(dataset, chosen, derive_seed(seed, "pretrain")).to(place)
-    features = {s: dataset.manifest["features"][s] for s in ("user", "item", "context")}
-    optimizer = torch.optim.AdamW(model.parameters(), lr=chosen.lr, weight_decay=chosen.weight_decay)
-    best, best_loss, best_auc, best_epoch, stale = _copy(model), float("inf"), None, 0, 0
-    epoch = 0
     with progress_bar("pretrain", chosen.epochs, progress) as advance:
-        for epoch in range(1, chosen.epochs + 1):
-            _epoch(model, optimizer, train, chosen.batch_size, generator(seed, "pretrain/shuffle", epoch))
-            loss, value = _held_out(model, held_out)
-            advance(f"held-out logloss {loss:.4f}")
-            if loss < best_loss:
-                best, best_loss, best_auc, best_epoch, stale = _copy(model), loss, value, epoch, 0
-            else:
-                stale += 1
-                if stale >= chosen.patience:
-                    break
-    model.load_state_dict(best)
+        found = fit_backbone(model, train, held_out, chosen, seed, advance=advance)
+    features = {s: dataset.manifest["features"][s] for s in ("user", "item", "context")}
     facts = {
         "settings": chosen.model_dump(mode="json"),
         "seed": seed,
         "dataset": {"name": dataset.manifest["source"], "hash": dataset.hash},
-        "epochs": epoch,
-        "best_epoch": best_epoch,
-        "held_out": {"logloss": best_loss, "auc": best_auc, "rows": len(held_out[3])},
-        "rows": len(train[3]),
+        **found,
     }
     foundation = Foundation.of(model.cpu(), features, facts)
     if out is not None:
@@ -140,24 +130,89 @@ def untrained(dataset: Dataset, settings: PretrainSettings, seed: int) -> MLP:
     return model
 
 
-Rows = tuple[Tensor, Tensor, Tensor, Tensor]
+def fit_backbone(
+    model: MLP,
+    train: Rows,
+    held_out: Rows,
+    settings: PretrainSettings,
+    seed: int,
+    *,
+    start_counts: bool = False,
+    advance: Callable[[str], None] = lambda state: None,
+) -> dict[str, Any]:
+    """Train a backbone in place; it ends with the weights of the epoch of lowest held-out log-loss.
+
+    Parameters
+    ----------
+    model : MLP
+    train, held_out : Rows
+        On the model's device.
+    settings : PretrainSettings
+        The widths and the spread of the start are not read.
+    seed : int
+        For the order of rows.
+    start_counts : bool
+        Whether the weights as given are one of the candidates, as epoch 0.
+    advance : callable
+        Takes a line after every epoch.
+
+    Returns
+    -------
+    dict
+        ``epochs``, ``best_epoch``, ``held_out`` (``logloss``, ``auc``, ``rows``) and ``rows``, the number trained on.
+    """
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+    best_loss, best_auc = _held_out(model, held_out) if start_counts else (float("inf"), None)
+    best, best_epoch, stale, epoch = _copy(model), 0, 0, 0
+    for epoch in range(1, settings.epochs + 1):
+        _epoch(model, optimizer, train, settings.batch_size, generator(seed, "pretrain/shuffle", epoch))
+        loss, value = _held_out(model, held_out)
+        advance(f"held-out logloss {loss:.4f}")
+        if loss < best_loss:
+            best, best_loss, best_auc, best_epoch, stale = _copy(model), loss, value, epoch, 0
+        else:
+            stale += 1
+            if settings.patience and stale >= settings.patience:
+                break
+    model.load_state_dict(best)
+    return {
+        "epochs": epoch,
+        "best_epoch": best_epoch,
+        "held_out": {"logloss": best_loss, "auc": best_auc, "rows": len(held_out[3])},
+        "rows": len(train[3]),
+    }
 
 
-def _rows(dataset: Dataset, part: str, device: torch.device) -> Rows:
-    """User, item and context codes and labels of one part."""
+def open_rows(dataset: Dataset, part: Part, device: torch.device) -> Rows:
+    """All rows of one of the open users' parts.
+
+    Raises
+    ------
+    DataError
+        If there are none.
+    """
     rows = dataset.rows(part)
     if not len(rows):
         raise DataError(
-            f"{dataset.path}: no row in part {part!r}, so there is nothing to pre-train on",
+            f"{dataset.path}: no row in part {part.name.lower()!r}, so there is nothing to train on",
             "prepare the data set with more open users (--division)",
         )
-    codes = (
-        dataset.user_codes[dataset.user[rows]],
-        dataset.item_codes[dataset.item[rows]],
-        dataset.context_codes[rows],
-    )
-    user, item, context = (torch.from_numpy(np.ascontiguousarray(c)).to(device, torch.int64) for c in codes)
-    return user, item, context, torch.from_numpy(dataset.label[rows]).to(device, torch.float32)
+    context = torch.from_numpy(np.ascontiguousarray(dataset.context_codes[rows]))
+    return coded_rows(dataset, dataset.user[rows], dataset.item[rows], context, dataset.label[rows], device)
+
+
+def coded_rows(
+    dataset: Dataset,
+    user: npt.NDArray[Any],
+    item: npt.NDArray[Any],
+    context: Tensor,
+    label: npt.NDArray[Any],
+    device: torch.device,
+) -> Rows:
+    """Rows given by user and item numbers, context codes and labels, as a backbone reads them."""
+    sides = torch.from_numpy(dataset.user_codes[user]), torch.from_numpy(dataset.item_codes[item]), context
+    codes = [side.to(device, torch.int64) for side in sides]
+    return codes[0], codes[1], codes[2], torch.from_numpy(label).to(device, torch.float32)
 
 
 def _silence_unknown(model: MLP) -> None:

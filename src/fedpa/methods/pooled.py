@@ -1,0 +1,138 @@
+"""Pooled training: the foundation's architecture on open and private rows in one place, a ceiling without privacy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fedpa.data.dataset import Dataset, Part
+from fedpa.draws import derive_seed
+from fedpa.errors import ArtifactError, ConfigError
+from fedpa.federation.rows import ShardRows
+from fedpa.methods.baselines import FrozenFoundation
+from fedpa.methods.method import Baseline, register
+from fedpa.models.foundation import Foundation, load_foundation
+from fedpa.models.mlp import MLP
+from fedpa.models.pretrain import PretrainSettings, Rows, coded_rows, fit_backbone, open_rows, untrained
+from fedpa.settings import Settings
+
+__all__ = ["Pooled", "PooledSettings"]
+
+
+class PooledSettings(PretrainSettings, Settings):
+    """Settings of pooled training: those of pre-training, and where to start. Those of federated methods are not read.
+
+    Attributes
+    ----------
+    start : {"random", "foundation"}
+        Where training starts: as pre-training does, or at the foundation's weights, whose widths then hold.
+    """
+
+    start: Literal["random", "foundation"] = "random"
+
+
+@register
+class Pooled(Baseline):
+    """The foundation's architecture trained on open and private training rows, stopped by all held-out rows.
+
+    Everything but the rows is as in `fedpa.models.pretrain.pretrain`: with no private row the same seed gives the same
+    weights.
+    """
+
+    name = "pooled"
+    family = "ceiling"
+    compared: ClassVar[Mapping[str, str]] = {
+        "default": "pooled training",
+        "from-foundation": "pooled training from the foundation",
+    }
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"default": {}, "from-foundation": {"start": "foundation"}}
+    settings_type = PooledSettings
+    needs_foundation = False
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self._trained: Foundation | None = None
+
+    @property
+    def reads_foundation(self) -> bool:
+        """Only where training starts at its weights."""
+        return cast(PooledSettings, self.settings).start == "foundation"
+
+    @property
+    def inputs(self) -> str:
+        """What the foundation reads, and whose rows were trained on."""
+        return "features, counters; trained on open and private rows"
+
+    def fit(self, foundation: Foundation | None, dataset: Dataset, rows: ShardRows, *, seed: int, folder: Path) -> None:
+        """Train and leave a foundation folder ``pooled``.
+
+        Raises
+        ------
+        ConfigError
+            If training is to start at a foundation and there is none.
+        DataError
+            If there are no open rows to train on or to hold out.
+        """
+        settings = cast(PooledSettings, self.settings)
+        place = rows.items.device
+        train = _joined(open_rows(dataset, Part.FOUNDATION, place), _private(dataset, rows, Part.TRAIN))
+        held_out = _joined(open_rows(dataset, Part.FOUNDATION_VAL, place), _private(dataset, rows, Part.VAL))
+        if self.reads_foundation:
+            model = _copy(self.needed(foundation).model).to(place)
+        else:
+            model = untrained(dataset, settings, derive_seed(seed, "pretrain")).to(place)
+        found = fit_backbone(model, train, held_out, settings, seed, start_counts=self.reads_foundation)
+        features = {side: dataset.manifest["features"][side] for side in ("user", "item", "context")}
+        facts = {
+            "settings": settings.model_dump(mode="json", include={*PretrainSettings.model_fields}),
+            "seed": seed,
+            "dataset": {"name": dataset.manifest["source"], "hash": dataset.hash},
+            **found,
+        }
+        Foundation.of(model.cpu(), features, facts).save(folder / "pooled")
+
+    def open(self, folder: Path) -> None:
+        """Load the trained model.
+
+        Raises
+        ------
+        ArtifactError
+            If it is missing or damaged.
+        """
+        try:
+            self._trained = load_foundation(folder / "pooled")
+        except ArtifactError as error:
+            raise ArtifactError(error.message, "adapt again") from error
+
+    def scores(self, foundation: Foundation | None, dataset: Dataset, rows: ShardRows) -> npt.NDArray[Any]:
+        """Click probabilities [rows]."""
+        if self._trained is None:
+            raise ConfigError("method pooled: nothing was trained or loaded yet", "adapt, or load the run")
+        return FrozenFoundation(self.settings).scores(self._trained, dataset, rows)
+
+
+def _private(dataset: Dataset, rows: ShardRows, part: Part) -> Rows:
+    """The private users' rows of one part."""
+    here = np.flatnonzero(rows.part == part)
+    context = rows.context.cpu()[here]
+    label = rows.labels.cpu().numpy()[here]
+    return coded_rows(
+        dataset, rows.users[rows.user[here]], rows.items.cpu().numpy()[here], context, label, rows.items.device
+    )
+
+
+def _joined(one: Rows, other: Rows) -> Rows:
+    user, item, context, label = (torch.cat(pair) for pair in zip(one, other, strict=True))
+    return user, item, context, label
+
+
+def _copy(model: MLP) -> MLP:
+    """The same weights in single precision, to be trained."""
+    copy = MLP.from_spec(model.spec())
+    copy.load_state_dict(model.state_dict())
+    return copy
