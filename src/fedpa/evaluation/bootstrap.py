@@ -12,19 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fedpa.errors import FedpaError
-from fedpa.evaluation.metrics import (
-    Floats,
-    Ints,
-    auc,
-    check_rows,
-    gauc,
-    log_loss,
-    row_log_loss,
-    tally_rows,
-    user_codes,
-)
+from fedpa.evaluation.metrics import Floats, auc, check_rows, gauc, log_loss, user_codes
+from fedpa.evaluation.weighted import WeightedClicks, drawn_users, mean_of_drawn
 
-__all__ = ["Bootstrap", "Interval", "bootstrap_users"]
+__all__ = ["Bootstrap", "Interval", "bootstrap_users", "interval_of"]
 
 METRICS = ("gauc", "auc", "logloss")
 
@@ -78,45 +69,6 @@ class Bootstrap:
             "intervals": {name: interval._asdict() for name, interval in self.intervals.items()},
             "differences": {name: interval._asdict() for name, interval in self.differences.items()},
         }
-
-
-class _Weighted:
-    """GAUC, AUC and log-loss as functions of how often each user counts."""
-
-    def __init__(self, names: npt.NDArray[Any], codes: Ints, y: Ints, s: Floats) -> None:
-        tally = tally_rows(names, codes, y, s)
-        both, value, both_rows = tally.both()
-        users = names.size
-        self._totals = np.zeros((5, users))
-        self._totals[0, both] = value * both_rows
-        self._totals[1, both] = both_rows
-        self._totals[2] = tally.clicks
-        self._totals[3] = tally.others
-        self._totals[4] = np.bincount(codes, weights=row_log_loss(y, s), minlength=users)
-        # A click wins over the others before `low` in ascending order, and ties with those up to `high`.
-        click = y == 1
-        order = np.argsort(s[~click])
-        other_scores = s[~click][order]
-        self._other_user = codes[~click][order]
-        by_score = np.argsort(s[click])
-        self._click_user = codes[click][by_score]
-        click_scores = s[click][by_score]
-        self._low = np.searchsorted(other_scores, click_scores, side="left")
-        self._high = np.searchsorted(other_scores, click_scores, side="right")
-        self._before = np.zeros(other_scores.size + 1)
-
-    def __call__(self, weight: Floats) -> tuple[float, float, float]:
-        """Metrics with user u counted ``weight[u]`` (a whole number of) times; NaN where undefined."""
-        # Not `@`: for so small a product the threads of a matrix library cost more than they save.
-        gauc_sum, gauc_rows, clicks, others, loss = np.einsum("ku,u->k", self._totals, weight).tolist()
-        before = self._before
-        np.cumsum(weight[self._other_user], out=before[1:])
-        wins = float(np.einsum("i,i->", weight[self._click_user], before[self._low] + before[self._high])) / 2
-        return (
-            gauc_sum / gauc_rows if gauc_rows else np.nan,
-            wins / (clicks * others) if clicks and others else np.nan,
-            loss / (clicks + others) if clicks + others else np.nan,
-        )
 
 
 def bootstrap_users(
@@ -175,39 +127,33 @@ def bootstrap_users(
         raise FedpaError(f"scores have {runs} runs and the baseline {len(given[-1])}; expected as many, or one")
     checked = [[check_rows(labels, run, users, probabilities=True) for run in one] for one in given]
     names, codes = user_codes(checked[0][0][2])
-    models = [[_Weighted(names, codes, y, s) for y, s, _ in one] for one in checked]
+    models = [[WeightedClicks(names, codes, y, s) for y, s, _ in one] for one in checked]
     observed = [
         [np.nan if any(v is None for v in column) else float(np.mean(column)) for column in zip(*rows, strict=True)]
         for rows in ([(gauc(u, y, s).value, auc(y, s), log_loss(y, s)) for y, s, u in one] for one in checked)
     ]
     n = names.size
     values = np.full((draws, len(models), len(METRICS)), np.nan)
-    generator = np.random.Generator(np.random.Philox(seed))
-    if n:
-        for draw in range(draws):
-            weight = np.bincount(generator.integers(0, n, size=n), minlength=n).astype(np.float64)
-            drawn = np.bincount(generator.integers(0, runs, size=runs), minlength=runs) if runs > 1 else np.ones(1)
-            for place, model in enumerate(models):
-                values[draw, place] = _mean_of_drawn(model, drawn if len(model) > 1 else np.ones(1), weight)
-    intervals = {name: _interval(observed[0][i], values[:, 0, i], level) for i, name in enumerate(METRICS)}
+    done = 0
+    for drawn in drawn_users(n, [runs], draws, seed, codes.size) if n else ():
+        end = done + drawn.counts.shape[1]
+        for place, model in enumerate(models):
+            found = np.stack([one(drawn)[: len(METRICS)] for one in model])
+            values[done:end, place] = mean_of_drawn(found, drawn.runs).T
+        done = end
+    intervals = {name: interval_of(observed[0][i], values[:, 0, i], level) for i, name in enumerate(METRICS)}
     differences = {}
     if baseline is not None:
         differences = {
-            name: _interval(observed[0][i] - observed[1][i], values[:, 0, i] - values[:, 1, i], level)
+            name: interval_of(observed[0][i] - observed[1][i], values[:, 0, i] - values[:, 1, i], level)
             for i, name in enumerate(METRICS)
         }
     return Bootstrap(n, draws, seed, level, intervals, differences)
 
 
-def _mean_of_drawn(model: list[_Weighted], drawn: npt.NDArray[Any], weight: Floats) -> Floats:
-    """Metrics averaged over runs, run r counted ``drawn[r]`` times."""
-    found = [(times, one(weight)) for one, times in zip(model, drawn, strict=True) if times]
-    return np.average([value for _, value in found], axis=0, weights=[times for times, _ in found])
-
-
-def _interval(observed: float, values: Floats, level: float) -> Interval:
-    """The observed value with the percentiles and the spread of the draws; NaN is undefined."""
-    value = None if np.isnan(observed) else observed
+def interval_of(observed: float, values: Floats, level: float) -> Interval:
+    """The observed value with the percentiles and the spread of the draws [draws]; NaN is undefined."""
+    value = None if np.isnan(observed) else float(observed)
     drawn = values[~np.isnan(values)]
     if drawn.size < 2:
         return Interval(value, None, None, None)

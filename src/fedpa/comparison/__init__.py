@@ -1,0 +1,1 @@
+"""Comparison of methods: what is measured, with what, and what the results say."""
