@@ -21,7 +21,7 @@ from fedpa.models.pretrain import pretrain
 
 VERBS = (
     "data synth", "data download", "data describe", "prepare", "pretrain", "adapt", "evaluate", "recommend", "forget",
-    "import-reference", "methods", "demo",
+    "import-reference", "methods", "demo", "compare", "tune", "data check",
 )  # fmt: skip
 
 

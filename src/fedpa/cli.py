@@ -143,6 +143,23 @@ def describe(dataset: DatasetArgument, as_json: Json = False) -> None:
     _show(datasets.describe(datasets.load_dataset(dataset)), as_json)
 
 
+@data_app.command("check", epilog=_example("fedpa data check dataset"))
+def check(dataset: DatasetArgument, as_json: Json = False) -> None:
+    """Look for leaks, by which test rows are known beforehand; exits with 1 if there is one."""
+    from fedpa.data.dataset import load_dataset
+    from fedpa.evaluation.leaks import check_leaks
+
+    found = check_leaks(load_dataset(dataset))
+    if as_json:
+        _show({"dataset": str(dataset), "leaks": [leak._asdict() for leak in found]}, as_json)
+    else:
+        for leak in found:
+            typer.echo(str(leak))
+        typer.echo(f"{dataset}: {len(found) or 'no'} finding{'' if len(found) == 1 else 's'}")
+    if any(leak.level == "leak" for leak in found):
+        raise typer.Exit(1)
+
+
 @app.command(
     epilog=_example(
         "fedpa prepare kuairand-pure --raw raw --out dataset --min-rows 5",
@@ -421,15 +438,15 @@ def compare(
         say=lambda line: typer.echo(line, err=True),
     )
     if as_json:
-        _show(results, as_json)
+        _show(results.as_dict(), as_json)
     else:
-        from fedpa.comparison.gather import tables
+        from fedpa.comparison.tables import terminal_tables
 
-        for table in tables(results):
+        for table in terminal_tables(results):
             _print(table)
         typer.echo(f"results: {out}")
-    if results["failed"]:
-        lines = [f"  {cell}: {reason}" for cell, reason in results["failed"].items()]
+    if results.failed:
+        lines = [f"  {cell}: {reason}" for cell, reason in results.failed.items()]
         _stop("\n".join([f"error: {len(lines)} cells failed; the same command tries them again:", *lines]), _FAILED)
 
 

@@ -117,7 +117,8 @@ class Recommender:
         self._local = {int(user): local for local, user in enumerate(shard.rows.users)}
         self._ids = dataset.item_ids
         chosen = getattr(shard.settings, "groups", None)
-        self._branches = ["foundation", "user", *(dataset.group_sizes if chosen is None else chosen)]
+        own = ["user"] if getattr(shard.settings, "user_lora", True) else []
+        self._branches = ["foundation", *own, *(dataset.group_sizes if chosen is None else chosen)]
 
     def recommend(self, user: int | str, k: int = 10) -> Recommendation:
         """The k best items that the user has no row of.
@@ -219,7 +220,7 @@ class Recommender:
             weights = self.shard.weights_of_newcomer(number, self.dataset, self.server.state)
         else:
             weights = self.shard.weights_of(np.array([local]), self.server.state)
-            if not np.any(self.shard.store.read(np.array([local]))):
+            if self.shard.store.size and not np.any(self.shard.store.read(np.array([local]))):
                 notes.append("never took part (or was forgotten): zero personal adapter")
         for key, value in self.shard.assembly.groups_of(number, self.dataset).items():
             if value < 0:

@@ -92,7 +92,7 @@ class Settings(StrictSettings):
 
     rounds: Annotated[int, Field(ge=0)] = 30
     patience: Annotated[int, Field(ge=0)] = 5
-    select: Literal["mean", "auc", "gauc", "logloss"] = "auc"
+    select: Literal["mean", "auc", "gauc", "logloss"] = "mean"
     participation: Annotated[float, Field(gt=0, le=1)] = 1.0
     epochs: Annotated[int, Field(ge=1)] = 1
     batch_size: Annotated[int, Field(ge=1)] = 1024

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from fedpa.adaptation import adapt
 from fedpa.comparison.cells import Cell, Cells
-from fedpa.data.dataset import COLD, Dataset, Part, load_dataset
+from fedpa.data.dataset import Dataset, Part, load_dataset
 from fedpa.errors import FedpaError
 from fedpa.methods import parse_spec
 from fedpa.models.foundation import load_foundation
@@ -138,7 +138,7 @@ def _topk(run: Run) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
 
 def _cold(run: Run) -> dict[str, Any] | None:
     """Cold users after 0 to 5 rows; a method that cannot score them says why."""
-    if not (run.dataset.side == COLD).any():
+    if not len(run.dataset.rows(Part.COLD_TEST)):
         return None
     try:
         return run.evaluate("cold")

@@ -40,7 +40,8 @@ class Planned(NamedTuple):
     @property
     def needs_foundation(self) -> bool:
         """Whether a foundation must be there first."""
-        return find_method(parse_spec(self.cell.spec)[0]).needs_foundation
+        name, preset = parse_spec(self.cell.spec)
+        return find_method(name).configured(preset, self.settings).reads_foundation
 
     @property
     def note(self) -> dict[str, Any]:

@@ -221,7 +221,7 @@ class Assembly:
         """Give the trainer the moments that the devices keep."""
         size, begin = self.layout.size, self._columns["personal"] + self._columns["kept"]
         dense = torch.from_numpy(stored[:, begin : begin + 2 * size + 1]).to(self.device)
-        trainer.steps.copy_(dense[:, -1:])
+        trainer.rounds.copy_(dense[:, -1:])
         for moment, values in zip(trainer.moments, (dense[:, :size], dense[:, size : 2 * size]), strict=True):
             moment[:, :size] = values
         for entry, span in zip(entries, self.layout.table_spans(trainer.lengths), strict=True):
@@ -253,7 +253,7 @@ class Assembly:
             columns[:, position : position + vector.size] = (tables[index] + vector.take(change) - start).cpu()
             position += vector.size
         if self.settings.keep_optimizer:
-            for moment in (*trainer.moments, trainer.steps):
+            for moment in (*trainer.moments, trainer.rounds + 1):
                 wide = min(layout.size, moment.shape[1])
                 columns[:, position : position + wide] = moment[:real, :wide].cpu()
                 position += wide

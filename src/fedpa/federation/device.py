@@ -25,7 +25,7 @@ class DeviceStore:
     """One row per user, and for every table with something to keep one row per (user, row touched in training).
 
     The columns of a user are ``personal`` (changes from the start), ``kept`` (copies of shared parameters, as changes
-    from the server's start), ``moments`` (Adam's two, and the number of its steps) and ``took_part``; those of a
+    from the server's start), ``moments`` (Adam's two, and the number of its rounds) and ``took_part``; those of a
     table's row the change from the table's start and, likewise, moments. A user who never took part is zeros.
 
     Parameters

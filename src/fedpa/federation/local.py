@@ -35,8 +35,8 @@ class LocalTrainer:
         After `step`: by how much each weight has moved since `start`, [users, width].
     moments : tuple of Tensor
         Adam's two moments [users, width] where the device keeps them.
-    steps : Tensor
-        How many steps they have seen [users, 1].
+    rounds : Tensor
+        How many rounds they have seen before this one [users, 1].
     room : Tensor
         Working memory for one scope of the users' uploads, float64 [users x size].
     """
@@ -70,6 +70,7 @@ class LocalTrainer:
         received: Mapping[str, Tensor] | None = None,
         distance: Tensor | None = None,
         rows: Tensor | None = None,
+        batches: int = 1,
     ) -> None:
         """The next `step` is the first of a round.
 
@@ -83,8 +84,11 @@ class LocalTrainer:
             How far each weight is from its start [users, width], for the decay of personal parameters.
         rows : Tensor, optional
             Training rows of each user [users, 1], for the same.
+        batches : int
+            In an epoch, equally many in every round: so the steps of earlier rounds need not be counted.
         """
         self._number, self._received, self._distance, self._count = number, received or {}, distance, rows
+        self._batches = batches
         self._done = 0
         self._counts: dict[object, int] = {}
         self._start: dict[str, Tensor] = {}
@@ -93,13 +97,14 @@ class LocalTrainer:
         if self.settings.keep_optimizer:
             users, width = self.weights.shape
             self.moments = self._room("mean", users, width), self._room("square", users, width)
-            self.steps = self._room("steps", users, 1)
-            for kept in (*self.moments, self.steps):  # before scoring nobody loads what the device kept
+            self.rounds = self._room("rounds", users, 1)
+            for kept in (*self.moments, self.rounds):  # before scoring nobody loads what the device kept
                 kept.zero_()
 
     def start_phase(self) -> None:
         """Forget the optimiser, unless the device keeps it."""
-        self._counts = {}
+        if not self.settings.keep_optimizer:
+            self._counts = {}
 
     def step(
         self, batch: Batch, labels: Tensor, row_weights: Tensor, *, last: bool, turn: Names | None = None
@@ -207,9 +212,8 @@ class LocalTrainer:
         done: int | Tensor = self._counts[turn]
         if settings.keep_optimizer:
             mean, square = self.moments[0][:users], self.moments[1][:users]
-            done = self.steps[:users]
-            if next(iter(self._counts)) is turn:
-                done.add_(1)
+            epochs = sum(phase.epochs for phase in self.rule.phases(settings) if turn in phase.turns)
+            done = self.rounds[:users] * (epochs * self._batches) + done
         else:
             mean, square = (self._room(name, len(self.weights), self.weights.shape[1])[:users] for name in _MOMENTS)
             if len(self._counts) == 1 and done == 1:

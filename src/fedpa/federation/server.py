@@ -187,8 +187,7 @@ class Server:
         unit = 2.0 ** -FRACTION_BITS[self.dtype]
         for index, (total, weight) in enumerate(zip(upload.sums, upload.weights, strict=True)):
             prior = self.settings.table_prior if self.layout.uploaded[index].table is not None else 0.0
-            total = total.double().view(len(weight), -1)
-            mean = total * unit / (weight + prior).clamp(min=1)[:, None]
+            mean = total.double().view(len(weight), -1) * unit / (weight + prior).clamp(min=1)[:, None]
             moved = self._optimised(index, mean, (weight > 0)[:, None]).view_as(self.state[index])
             self.state[index] = (self.state[index].double() + moved).to(self.state[index].dtype)
 

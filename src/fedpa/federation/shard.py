@@ -183,7 +183,7 @@ class Shard:
         received = {one.table: self.assembly.received(one, users, entries) for one in downlink}
         count = torch.from_numpy(self.rows.train[users, None]).to(self.device, self.dtype)
         distance = self.assembly.distance(trainer, stored, entries)
-        trainer.start(number, received=received, distance=distance, rows=count)
+        trainer.start(number, received=received, distance=distance, rows=count, batches=chunk.steps)
         if self.settings.keep_optimizer:
             self.assembly.load_moments(trainer, stored, entries)
         losses = self._run(chunk, trainer, self._phases, number, move_last=False)

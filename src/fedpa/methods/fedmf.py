@@ -3,12 +3,13 @@
 Chai et al., *Secure Federated Matrix Factorization*, IEEE Intelligent Systems 36(5), 2021, algorithm 1: the score is
 ``p_u . q_i``; a device takes gradient steps on its p_u and sends what they say of Q, to which the server applies it.
 Departures: clicks are labels of a logistic loss instead of ratings of a squared one with a penalty; the server adds the
-mean of what devices send and not their sum, which is the same with ``item_rate`` equal to the number of participants;
+mean of what devices send and not their sum, which is the same with an ``item_rate`` of 1;
 several local steps and Adam are possible; there is no homomorphic encryption: the server receives exact sums; all
 users start from the same vector (see `ItemIdModel.user_vector`).
 
 Preset ``published`` has the optimiser, rates, width, batches and rounds of the code published with PFedRec (Zhang et
-al., IJCAI 2023), which takes FedMF, FedNCF and FedRecon for baselines; what rates these had is not published.
+al., IJCAI 2023), which takes FedMF, FedNCF and FedRecon for baselines but does not hold them; products of 32 factors
+start small here, since standard normal ones start saturated.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from fedpa.data.dataset import Dataset
+from fedpa.data.dataset import PRIVATE, Dataset
 from fedpa.federation.parameters import PERSONAL, SHARED, Parameter, Scope, Table
 from fedpa.federation.rule import AdaptedModel
 from fedpa.methods.method import Family, FederatedMethod, register
@@ -97,11 +99,11 @@ class ItemIdMethod(FederatedMethod):
         if not name.startswith("items"):
             return 1.0
         rate = cast(ItemSettings, self.settings).item_rate
-        return self._published_rate if rate is None else rate
+        return _ETA * self._items if rate is None else rate * self.settings.participation * self._users
 
     def build(self, foundation: Foundation | None, dataset: Dataset, seed: int, device: torch.device) -> AdaptedModel:
         """The model on this data set's items."""
-        self._published_rate = float(_ETA * dataset.n_items)
+        self._items, self._users = float(dataset.n_items), float(np.count_nonzero(dataset.side == PRIVATE))
         below = self.needed(foundation) if self.reads_foundation else None
         settings = cast(ItemSettings, self.settings)
         return self.model_type(settings, self.scope, below, dataset, seed=seed, device=device)
@@ -112,6 +114,8 @@ class FedMF(ItemIdMethod):
     """Matrix factorisation: shared item vectors, personal user vectors."""
 
     name = "fedmf"
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = item_presets({}, optimizer="sgd", lr=0.1, item_rate=30_000.0)
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = item_presets(
+        {"std": 0.1}, optimizer="sgd", lr=0.1, item_rate=2.0
+    )
     compared: ClassVar[Mapping[str, str]] = {"default": "FedMF", "foundation": "FedMF + foundation"}
     model_type = Factors

@@ -70,7 +70,7 @@ class FedNCF(ItemIdMethod):
     name = "fedncf"
     settings_type = FedNCFSettings
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = item_presets(
-        {"hidden": (32, 16, 8)}, optimizer="sgd", lr=0.1, item_rate=30_000.0
+        {"hidden": (32, 16, 8)}, optimizer="sgd", lr=0.1, item_rate=6.0
     )
     compared: ClassVar[Mapping[str, str]] = {"default": "FedNCF", "foundation": "FedNCF + foundation"}
     model_type = NeuMF

@@ -67,7 +67,9 @@ class FedRAP(ItemIdMethod):
 
     name = "fedrap"
     settings_type = FedRAPSettings
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = item_presets(optimizer="sgd", lr=0.1, item_rate=3_000.0)
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = item_presets(
+        optimizer="sgd", lr=0.1, item_rate=2.0, own_rate=10.0
+    )
     compared: ClassVar[Mapping[str, str]] = {"default": "FedRAP", "foundation": "FedRAP + foundation"}
     model_type = Additive
 

@@ -3,16 +3,16 @@
 Singhal et al., *Federated Reconstruction: Partially Local Federated Learning*, NeurIPS 2021, algorithm 1, on matrix
 factorisation as in their experiments on MovieLens: a device splits its rows into support and query, rebuilds its user
 vector on the support rows with the item vectors fixed, then updates the item vectors on the query rows with the user
-vector fixed, and sends that update, which the server weights by the device's rows. Before scoring a device rebuilds on
-all of its training rows. Nothing personal is stored.
+vector fixed, and sends that update, which the server weights by the device's rows (``weighting``). Before scoring a
+device rebuilds on all of its training rows. Nothing personal is stored.
 
 Departures: a logistic loss; halves are drawn anew in every round, the larger one is support, and a user with a single
 row has it in both; batches are cut from all rows and then halved, so that a batch has about half of ``batch_size``
 rows; every rebuilding starts from the same vector for everybody (see `ItemIdModel.user_vector`).
 
-Preset ``published`` has the rates, optimisers and passes of the published code's command for MovieLens, with the width,
-batches and rounds of PFedRec's code (see `fedpa.methods.fedmf`); its own are batches of 5 rows, 100 devices per round
-and 500 rounds.
+Preset ``published`` rebuilds in five passes at a rate of 0.1, as the published code's command for MovieLens does, and
+otherwise has the settings of PFedRec's code (see `fedpa.methods.fedmf`): of FedRecon's own, 100 devices per round with
+batches of 5 rows and an item rate of 0.5, items that are averaged over all devices would hardly move in 100 rounds.
 """
 
 from __future__ import annotations
@@ -61,10 +61,10 @@ class FedRecon(ItemIdMethod):
     name = "fedrecon"
     settings_type = FedReconSettings
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = item_presets(
-        {"lr": 0.5, "item_rate": 1.0, "reconstruction_rate": 0.2, "reconstruction_epochs": 5, "weighting": "rows"},
+        {"std": 0.1, "reconstruction_rate": 1.0, "reconstruction_epochs": 5},
         optimizer="sgd",
         lr=0.1,
-        item_rate=30_000.0,
+        item_rate=2.0,
         reconstruction_rate=5.0,
         weighting="rows",
     )

@@ -85,7 +85,9 @@ class GPFedRec(ItemIdMethod):
 
     name = "gpfedrec"
     settings_type = GPFedRecSettings
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = item_presets(optimizer="sgd", lr=0.1, item_rate=3_000.0)
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = item_presets(
+        optimizer="sgd", lr=0.1, item_rate=0.06, server_optimizer="adam", server_lr=0.1
+    )
     compared: ClassVar[Mapping[str, str]] = {"default": "GPFedRec", "foundation": "GPFedRec + foundation"}
     model_type = _Perceptron
 

@@ -53,9 +53,15 @@ class LoRAMethod(FederatedMethod):
 
     def scope(self, name: str) -> Scope:
         """The scope of a factor, or of the head."""
+        if name == "item_bias":
+            return SHARED
         if name.startswith("head."):
             return _HEADS[cast(LoRASettings, self.settings).head]
         return self.factors[name.endswith(".b")]
+
+    def lr_scale(self, name: str) -> float:
+        """The items' biases have a rate of their own."""
+        return cast(LoRASettings, self.settings).item_rate if name == "item_bias" else 1.0
 
     def build(self, foundation: Foundation | None, dataset: Dataset, seed: int, device: torch.device) -> AdaptedMLP:
         """Put one adapter around each layer."""

@@ -58,6 +58,8 @@ class Method(ABC):
         federated recommender or an adapter around the foundation.
     compared : mapping
         Presets that a comparison runs, each with the title of its row.
+    held : mapping
+        By preset the settings that make it what it is, so that no tuning may choose them; ``"*"`` holds all.
     seeds_matter : bool
         Whether another seed, and with it another foundation, may give other scores.
     """
@@ -65,6 +67,7 @@ class Method(ABC):
     name: ClassVar[str]
     family: ClassVar[Family] = "adapter"
     compared: ClassVar[Mapping[str, str]] = {}
+    held: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     settings_type: ClassVar[type[Settings]] = Settings
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"default": {}}
     needs_foundation: ClassVar[bool] = True

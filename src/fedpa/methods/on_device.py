@@ -16,7 +16,7 @@ from fedpa.methods.method import Family, register
 
 __all__ = ["HeadOnly", "LocalOnly", "UserBias"]
 
-_NOTHING: Mapping[str, Any] = {"user_lora": False}
+_NOTHING: Mapping[str, Any] = {"lora": False}
 
 
 @register
@@ -29,6 +29,7 @@ class UserBias(LoRAMethod):
         "default": {**_NOTHING, "head": "frozen", "personal_bias": True, "lr": 0.1}
     }
     compared: ClassVar[Mapping[str, str]] = {"default": "user bias only"}
+    held: ClassVar[Mapping[str, tuple[str, ...]]] = {"default": ("personal_bias",)}
     factors = (FROZEN, FROZEN)
 
 

@@ -54,7 +54,7 @@ class PFedRec(ItemIdMethod):
     """A personal score function over item embeddings that are averaged and kept."""
 
     name = "pfedrec"
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = item_presets({}, optimizer="sgd", lr=0.1, item_rate=30_000.0)
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = item_presets({}, optimizer="sgd", lr=0.1, item_rate=2.0)
     compared: ClassVar[Mapping[str, str]] = {"default": "PFedRec", "foundation": "PFedRec + foundation"}
     model_type = ScoreFunction
 

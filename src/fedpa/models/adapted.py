@@ -51,16 +51,16 @@ class AdapterSettings(Settings):
         Hidden width of each layer's gate.
     groups : sequence of str or None
         Keys of the group-level LoRA; None takes all of the data set's.
-    user_lora, gate, personal_embedding : bool
-        Whether there is a user-level LoRA, whether gates weigh the branches (else each counts once), and whether every
-        user has an own copy of its feature embeddings.
+    lora, user_lora, gate, personal_embedding : bool
+        Whether there is any LoRA, and a user-level one, whether gates weigh the branches (else each counts once), and
+        whether every user has an own copy of its feature embeddings.
     wide : bool
         Add ``(v + sum_j v_j + v_u) . e_i`` to the logit: a linear term over the item's feature embeddings e_i with a
         shared, a group-level and a user-level part, all of which start at zero (as the wide half of Cheng et al.,
         *Wide & Deep Learning for Recommender Systems*, DLRS 2016).
     item_bias : bool
-        Add a shared bias per item to the logit, a table of its own that starts at zero: what private users' clicks say of
-        an item beside what the foundation knows of it from open users.
+        Add a shared bias per item to the logit, a table of its own that starts at zero: what private users' clicks say
+        of an item beside what the foundation knows of it from open users.
     item_rate : float
         Learning rate of that table, as a factor on ``lr``.
     wide_rate : float
@@ -73,6 +73,7 @@ class AdapterSettings(Settings):
     gate_init: Literal["foundation", "open", "random"] = "foundation"
     gate_hidden: tuple[Annotated[int, Field(ge=1)], ...] = (8, 4)
     groups: tuple[str, ...] | None = None
+    lora: bool = True
     user_lora: bool = True
     gate: bool = True
     personal_embedding: bool = True
@@ -120,7 +121,7 @@ class AdaptedMLP:
         sizes = group_sizes(dataset)
         keys = tuple(sizes) if settings.groups is None else settings.groups
         self._keys = keys
-        self.loras = [*(["user"] if settings.user_lora else []), *(f"group.{key}" for key in keys)]
+        self.loras = [*(["user"] if settings.user_lora else []), *(f"group.{key}" for key in keys)] * settings.lora
         self.settings = settings
         self.branches = 1 + len(self.loras)
         self.gated = settings.gate and self.branches > 1

@@ -1,0 +1,1 @@
+"""Choosing settings on pseudo-private users, by the same number of trials for every method."""
