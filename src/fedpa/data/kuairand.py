@@ -68,7 +68,8 @@ def load(raw: Path, variant: Variant = "pure", labels: Sequence[str] = ("click",
     """Open the logs and tables of one KuaiRand data set, whichever of its logs are there.
 
     ``author_id`` and ``music_id`` are left out: nearly as many values as items. Of an item's tags, ``tag``
-    is the text as published and ``first_tag`` the first one.
+    is the text as published and ``first_tag`` the first one. Where an oracle lies beside the logs, the data are synthetic
+    and so is the source's name.
 
     Parameters
     ----------
@@ -102,7 +103,7 @@ def load(raw: Path, variant: Variant = "pure", labels: Sequence[str] = ("click",
     notes.append("author_id and music_id are not used: nearly one value per item")
     every = [*logs, *found[_RANDOM], *users, *basic, *found[_STATISTIC]]
     return Source(
-        name=f"kuairand-{variant}",
+        name="synthetic" if oracle.is_file() else f"kuairand-{variant}",
         files=(*every, oracle) if oracle.is_file() else tuple(every),
         interactions=_log(logs, labels),
         users=_users(users),
