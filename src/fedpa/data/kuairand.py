@@ -68,7 +68,7 @@ def load(raw: Path, variant: Variant = "pure", labels: Sequence[str] = ("click",
     """Open the logs and tables of one KuaiRand data set, whichever of its logs are there.
 
     ``author_id`` and ``music_id`` are left out: nearly as many values as items. Of an item's tags, ``tag``
-    is the text as published and ``first_tag`` the first one. Where an oracle lies beside the logs, the data are synthetic
+    is the text as published and ``first_tag`` the first one. Where an oracle lies beside the logs, data are synthetic
     and so is the source's name.
 
     Parameters

@@ -3,9 +3,9 @@
 Chai et al., *Secure Federated Matrix Factorization*, IEEE Intelligent Systems 36(5), 2021, algorithm 1: the score is
 ``p_u . q_i``; a device takes gradient steps on its p_u and sends what they say of Q, to which the server applies it.
 Departures: clicks are labels of a logistic loss instead of ratings of a squared one with a penalty; the server adds the
-mean of what devices send and not their sum, which is the same with an ``item_rate`` of 1;
-several local steps and Adam are possible; there is no homomorphic encryption: the server receives exact sums; all
-users start from the same vector (see `ItemIdModel.user_vector`).
+mean of what devices send and not their sum, which is the same with an ``item_rate`` of 1; several local steps and Adam
+are possible; there is no homomorphic encryption: the server receives exact sums; all users start from the same vector
+(see `ItemIdModel.user_vector`).
 
 Preset ``published`` has the optimiser, rates, width, batches and rounds of the code published with PFedRec (Zhang et
 al., IJCAI 2023), which takes FedMF, FedNCF and FedRecon for baselines but does not hold them; products of 32 factors
@@ -99,7 +99,10 @@ class ItemIdMethod(FederatedMethod):
         if not name.startswith("items"):
             return 1.0
         rate = cast(ItemSettings, self.settings).item_rate
-        return _ETA * self._items if rate is None else rate * self.settings.participation * self._users
+        if rate is None:
+            return _ETA * self._items
+        averaged = self.settings.table_mean == "participants"
+        return rate * self.settings.participation * self._users if averaged else rate
 
     def build(self, foundation: Foundation | None, dataset: Dataset, seed: int, device: torch.device) -> AdaptedModel:
         """The model on this data set's items."""

@@ -6,7 +6,7 @@ beside a perceptron (MLP), joined by a linear output. A device keeps its user ve
 averaged. Departures: everything is averaged over all participants, whereas the paper's MF-SecAvg averages an item's
 vector over those who updated it, which tells the server how many did (``item_rate`` makes up for it on average);
 sums are exact and not masked; one width serves both halves; no pre-training of the halves; all users start from the
-same vectors (see `ItemIdModel.user_vector`).
+same vectors (see `ItemIdModel.user_vector`). ``table_mean=touched`` averages items as MF-SecAvg does.
 """
 
 from __future__ import annotations

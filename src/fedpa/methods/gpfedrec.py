@@ -11,7 +11,8 @@ Departures: the nearest users are the most similar ones, the user itself among t
 the mean); the term is a mean over the rows of a batch instead of the whole table, so that rows a device never touched
 need not be kept on it; one rate serves user vector and perceptron, where the published code has 79 times the
 perceptron's for the user vector; a user who took no part in the last round is held to the mean; rows that a device
-never trained are scored from the server's newest mean. Users count once in the mean, whatever ``weighting``.
+never trained are scored from the server's newest mean. Users count once in the mean, whatever ``weighting`` and
+``table_mean`` say.
 """
 
 from __future__ import annotations
@@ -85,9 +86,7 @@ class GPFedRec(ItemIdMethod):
 
     name = "gpfedrec"
     settings_type = GPFedRecSettings
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = item_presets(
-        optimizer="sgd", lr=0.1, item_rate=0.06, server_optimizer="adam", server_lr=0.1
-    )
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = item_presets(optimizer="sgd", lr=0.1, item_rate=0.2)
     compared: ClassVar[Mapping[str, str]] = {"default": "GPFedRec", "foundation": "GPFedRec + foundation"}
     model_type = _Perceptron
 

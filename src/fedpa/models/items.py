@@ -34,8 +34,8 @@ class ItemSettings(Settings):
     item_rate : float or None
         Learning rate of the item embeddings, in multiples of ``lr`` times the expected number of participants: an
         average over all of them moves an item that few touched by little, and at 1, with a single local step, the
-        server adds the sum of what devices send. None is ``lr`` times 80 times the number of items, as in the code
-        published with PFedRec and GPFedRec.
+        server adds the sum of what devices send. With ``table_mean=touched``, in multiples of ``lr`` alone. None is
+        ``lr`` times 80 times the number of items, as in the code published with PFedRec and GPFedRec.
     """
 
     on_foundation: bool = False

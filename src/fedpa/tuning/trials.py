@@ -94,7 +94,7 @@ class Trials:
 
     def _foundation(self) -> Path | None:
         """Pre-train on the pseudo-open users, once."""
-        if not any(find_method(parse_spec(spec)[0]).needs_foundation for spec in self._missing()):
+        if not any(map(_reads_foundation, self._missing())):
             return None
         path = self.out / "work" / f"foundation-{self.pseudo.hash[:12]}-{self.seed}"
         if not path.is_dir():
@@ -107,13 +107,12 @@ class Trials:
         return path
 
     def _give(self, spec: str, foundation: Path | None) -> None:
-        needed = find_method(parse_spec(spec)[0]).needs_foundation
         self.running[spec] = one = self.studies[spec].next()
         self.workers.submit(
             spec,
             run_trial,
             str(self.pseudo.path.resolve()),
-            str(foundation) if foundation is not None and needed else None,
+            str(foundation) if foundation is not None and _reads_foundation(spec) else None,
             spec,
             {**self.settings[spec], **one.settings},
             self.seed,
@@ -164,6 +163,11 @@ class Trials:
             for spec, study in self.studies.items()
             for number, trial in enumerate(study.finished)
         ]
+
+
+def _reads_foundation(spec: str) -> bool:
+    name, preset = parse_spec(spec)
+    return find_method(name).configured(preset, {}).reads_foundation
 
 
 def best_settings(lines: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], Chosen]:
