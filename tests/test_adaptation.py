@@ -23,7 +23,7 @@ from fedpa.errors import ArtifactError, ConfigError
 from fedpa.federation.rows import group_values
 from fedpa.federation.shard import Shard
 from fedpa.run import Run, load_run
-from prepared import QUICK, Small, quick_run, small
+from prepared import ITEMS, QUICK, Small, quick_run, small
 
 
 @pytest.fixture(scope="module")
@@ -41,14 +41,19 @@ def go(made: Small, out: Path, **settings: Any) -> Run:
 
 
 def hand_counted(made: Small, rank: int = 4, hidden: tuple[int, int] = (8, 4)) -> dict[str, int]:
-    """Weights of the default adapters from the widths of the published network."""
+    """Weights of the default adapters from the widths of the published network, in one unit of each scope."""
     data = made.dataset
     into = 8 * (len(data.user_features) + len(data.item_features) + len(data.context_features))
     layers = [(into, 32, hidden[0]), (32, 8, hidden[1])]
     lora = sum(rank * (i + o) for i, o, _ in layers)
     branches = 2 + len(data.group_sizes)
     gates = sum(h * i + h + branches * h + branches for i, _, h in layers)
-    return {"lora": lora, "shared": gates + 8 + 1, "personal": lora + 8 * len(data.user_features)}
+    wide = 8 * len(data.item_features)
+    return {
+        "group": lora + wide,
+        "shared": gates + 8 + 1 + wide + ITEMS,
+        "personal": lora + 8 * len(data.user_features) + wide + 1,
+    }
 
 
 def test_every_round_is_noted(run: Run, made: Small) -> None:
@@ -85,13 +90,14 @@ def test_bytes_are_the_parameters_that_move(run: Run, made: Small) -> None:
     users = np.unique(data.user[data.rows("train")])
     members = sum(int((values[users] >= 0).sum()) for values in group_values(data).values())
     assert members < len(users) * len(data.group_sizes), "some user should have an unknown value"
-    expected = 4 * (counts["shared"] * len(users) + counts["lora"] * members)
+    down = 4 * (counts["shared"] * len(users) + counts["group"] * members)
+    up = down + 4 * ITEMS * len(users)  # how many touched each item is summed beside the changes
     assert run.history[0]["bytes_up"] == run.history[0]["bytes_down"] == 0
     for line in run.history[1:]:
-        assert line["bytes_up"] == line["bytes_down"] == expected
-    assert run.summary["bytes_up_per_user_round"] == pytest.approx(expected / len(users))
-    assert run.summary["bytes_down_per_user_round"] == pytest.approx(expected / len(users))
-    groups = {f"group({key})": counts["lora"] for key in data.group_sizes}
+        assert (line["bytes_up"], line["bytes_down"]) == (up, down)
+    assert run.summary["bytes_up_per_user_round"] == pytest.approx(up / len(users))
+    assert run.summary["bytes_down_per_user_round"] == pytest.approx(down / len(users))
+    groups = {f"group({key})": counts["group"] for key in data.group_sizes}
     frozen = sum(p.numel() for p in made.foundation.model.parameters())
     assert run.summary["parameters"] == groups | {
         "frozen": frozen,
@@ -106,8 +112,9 @@ def test_bytes_under_partial_participation(made: Small, tmp_path: Path) -> None:
     counts = [line["participants"] for line in found.history[1:]]
     assert len(set(counts)) == 2
     assert all(0 < count < found.summary["private_users"] for count in counts)
-    assert [line["bytes_up"] for line in found.history[1:]] == [8 * shared * count for count in counts]
-    assert found.summary["bytes_up_per_user_round"] == 8 * shared
+    assert [line["bytes_up"] for line in found.history[1:]] == [8 * (shared + ITEMS) * count for count in counts]
+    assert [line["bytes_down"] for line in found.history[1:]] == [8 * shared * count for count in counts]
+    assert found.summary["bytes_up_per_user_round"] == 8 * (shared + ITEMS)
 
 
 def test_values_are_those_of_scikit_learn(run: Run) -> None:
@@ -287,7 +294,7 @@ def _labels_and_scores(found: Run) -> tuple[Any, Any]:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"method": "fedap"}, "did you mean 'fedpa'"),
+        ({"method": "fedpaa"}, "did you mean 'fedpa'"),
         ({"preset": "best"}, "unknown preset 'best'"),
         ({"rnak": 3}, "unknown setting 'rnak'; did you mean 'rank'"),
         ({"device": "abacus"}, "device 'abacus' cannot be used here"),

@@ -181,6 +181,7 @@ class _Rounds:
         self.seed, self.device, self.room = seed, device, room
         self.rows = ShardRows.of(dataset, dtype=self.settings.torch_dtype, device=device)
         self.lines: list[dict[str, Any]] = []
+        self.downlink = 0  # weights that a participant of the last round received for itself alone
 
     def run(self, progress: bool) -> dict[str, Any]:
         """Run to the end and return the summary."""
@@ -208,6 +209,8 @@ class _Rounds:
                 try:
                     for number in range(1, settings.rounds + 1):
                         begin = time.perf_counter()
+                        sent = {one.table for one in server.downlink}
+                        self.downlink = sum(t.parameter.size for t in model.layout.tables if t.name in sent)
                         upload = shard.round(server.state, number, server.downlink)
                         server.step(upload)
                         value = self._evaluate(shard, server, number, upload, time.perf_counter() - begin)
@@ -240,7 +243,7 @@ class _Rounds:
     def _note(self, number: int, upload: Upload | None, values: Values, train: float, evaluate: float) -> None:
         upload = upload or Upload([], [])
         participants = upload.participants
-        moved = upload.weights_up * self.settings.torch_dtype.itemsize
+        size = self.settings.torch_dtype.itemsize
         unit = 2.0 ** -FRACTION_BITS[self.settings.torch_dtype]
         line = {
             "round": number,
@@ -248,8 +251,8 @@ class _Rounds:
             "train_loss": upload.loss * unit / participants if participants else None,
             "seconds_train": round(train, 4),
             "seconds_eval": round(evaluate, 4),
-            "bytes_up": moved,
-            "bytes_down": moved,
+            "bytes_up": upload.weights_up * size,
+            "bytes_down": (upload.weights_down + self.downlink * participants) * size,
             **values,
         }
         self.lines.append(line)

@@ -407,7 +407,7 @@ def compare(
     ] = "click",
     seeds: Annotated[int, typer.Option("--seeds", help="Runs of every method, each with its own foundation.")] = 5,
     jobs: Jobs = None,
-    draws: Annotated[int, typer.Option("--draws", help="Draws of users for 95% intervals.")] = 1000,
+    draws: Annotated[int, typer.Option("--draws", help="Draws of users for 95% intervals.")] = 4000,
     tuned: Annotated[
         bool, typer.Option("--tuned/--presets", help="Settings chosen for this data set, or the presets as they are.")
     ] = True,

@@ -13,7 +13,7 @@ from arrays import CPU
 from fedpa.federation.local import LocalTrainer
 from fedpa.federation.parameters import PERSONAL, SHARED, Block, Layout, Parameter
 from fedpa.federation.rows import Batch
-from fedpa.federation.rule import LocalRule, click_loss
+from fedpa.federation.rule import AdaptedModel, LocalRule, LocalStep, click_loss
 from fedpa.settings import Settings
 
 USERS, ROWS, WIDTH = 5, 7, 4
@@ -102,6 +102,62 @@ def test_one_step_of_adam_with_tiny_gradients() -> None:
     c = net.layout.views(trainer.change)["c"]
     torch.testing.assert_close(c, torch.full_like(c, -0.05), rtol=0, atol=1e-12)
     assert not net.layout.views(trainer.change)["idle"].any()
+
+
+class _Tilted(LocalRule):
+    """The same gradient whatever the weights, and twice the rate for what is personal."""
+
+    def lr_scale(self, name: str) -> float:
+        return 2.0 if name == "c" else 1.0
+
+    def local_loss(self, model: AdaptedModel, step: LocalStep) -> Tensor:
+        return 0.25 * step.blocks["c"].sum(1) + 0.5 * step.blocks["idle"].sum(1)
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [
+        (1, [0.15, 0.3, -0.3 / 1.5]),
+        (2, [(0.15 - 0.25) / 5, (0.3 - 0.25) / 1.5, (-0.2 - 0.25) / 1.5]),
+    ],
+)
+def test_personal_decay_is_an_implicit_step(number: int, expected: list[float]) -> None:
+    """A step of -0.25, then towards the start: d' = d - 0.25 - k d' with k = rate lambda / rows, here 4 / rows."""
+    settings = Settings.checked(
+        {"optimizer": "sgd", "lr": 0.5, "personal_decay": 4.0, "dtype": "float64"}, "settings of a test"
+    )
+    net, plan = Net(), steps(number)
+    trainer = LocalTrainer(net, _Tilted(), settings, USERS, CPU)
+    distance = torch.zeros(USERS, net.layout.size, dtype=torch.float64)
+    before = torch.tensor([1.0, 0.7, -0.05, 0.0, 0.0], dtype=torch.float64)
+    net.layout.views(distance)["c"][:, 0] = before
+    trainer.weights.fill_(3.0)  # where a start is, only the distance says
+    rows = torch.tensor([[1.0], [8.0], [8.0], [1.0], [1.0]], dtype=torch.float64)
+    trainer.start(distance=distance, rows=rows)
+    for index, step in enumerate(plan):
+        trainer.step(*step, last=index == number - 1)
+    moved = net.layout.views(trainer.change)
+    after = (before + moved["c"][:, 0])[:3]
+    torch.testing.assert_close(after, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-12)
+    torch.testing.assert_close(moved["idle"], torch.full_like(moved["idle"], -0.25 * number), rtol=0, atol=1e-12)
+    assert not moved["w"].any()
+    assert not moved["v"].any()
+
+
+def test_the_strongest_prior_leaves_everything_at_its_start() -> None:
+    """An explicit step would overshoot."""
+    settings = Settings.checked(
+        {"optimizer": "sgd", "lr": 0.5, "personal_decay": 1e12, "dtype": "float64"}, "settings of a test"
+    )
+    net = Net()
+    trainer = LocalTrainer(net, _Tilted(), settings, USERS, CPU)
+    distance = torch.ones(USERS, net.layout.size, dtype=torch.float64)
+    trainer.weights.zero_()
+    trainer.start(distance=distance, rows=torch.ones(USERS, 1, dtype=torch.float64))
+    for index, step in enumerate(steps(3)):
+        trainer.step(*step, last=index == 2)
+    c = net.layout.views(trainer.change)["c"]
+    torch.testing.assert_close(c, torch.full_like(c, -1.0), rtol=0, atol=1e-11)
 
 
 def test_the_loss_is_the_mean_over_real_rows() -> None:

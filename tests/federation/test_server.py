@@ -36,13 +36,14 @@ def upload(sums: Sequence[int], weights: Sequence[int], bound: float = 0.0, peop
     found.sums = [torch.tensor(np.resize(sums, t.shape)) for t in found.sums]
     found.weights = [torch.tensor(np.resize(weights, t.shape)) for t in found.weights]
     found.participants, found.rows, found.loss, found.weights_up = people, 2 * people, sums[0], 7 * people
+    found.weights_down = 5 * people
     found.bound = bound
     return found
 
 
 def content(found: Upload) -> tuple[object, ...]:
     tensors = [t.tolist() for t in (*found.sums, *found.weights)]
-    return (*tensors, found.participants, found.rows, found.loss, found.weights_up)
+    return (*tensors, found.participants, found.rows, found.loss, found.weights_up, found.weights_down)
 
 
 whole = st.integers(-(2**40), 2**40)

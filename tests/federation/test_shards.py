@@ -11,15 +11,17 @@ import numpy as np
 import pytest
 import torch
 
-from arrays import Array, ArrayDataset, ToyEngine, toy, toy_engine
+from arrays import CPU, Array, ArrayDataset, ToyEngine, toy, toy_engine
 from fedpa.data.dataset import Part
 from fedpa.errors import FedpaError
-from fedpa.federation.parameters import PERSONAL, SHARED, Block, Layout, Parameter, group
+from fedpa.federation.parameters import PERSONAL, SHARED, Block, Layout, Parameter, Table, group
+from fedpa.federation.rows import ShardRows
 from fedpa.federation.server import Server, Upload
 from fedpa.federation.shard import Shard
 from fedpa.methods.fedpa import FedPA
 from fedpa.models.adapted import AdaptedMLP, AdapterSettings
 from fedpa.models.bias import WithPersonalBias
+from fedpa.models.products import gather_rows
 from fedpa.settings import Settings
 
 USERS = 61
@@ -229,9 +231,59 @@ def test_one_step_by_hand(tmp_path: Path, weighting: str) -> None:
     first, last = (np.average(change[i], weights=weight[i]) for i in (slice(0, 2), slice(2, 4)))
     assert named["g"].flatten().tolist() == pytest.approx([first, 0.0, last], abs=1e-12)
     assert shard.store.read(np.arange(4)).tolist() == [[value, 0.0] for value in change]
-    assert (upload.participants, upload.rows, upload.weights_up) == (4, 11, 8)
+    assert (upload.participants, upload.rows, upload.weights_up, upload.weights_down) == (4, 11, 8, 8)
     assert upload.loss * 2.0**-44 == pytest.approx(4 * np.log(2))
     assert upload.weights[0].tolist() == [weight.sum()]
+
+
+class _Biases:
+    """A logit that is a shared bias per item, so that a click at first pushes it by one half, a view by minus that."""
+
+    def __init__(self) -> None:
+        table = Table("bias", 5, 1, torch.zeros(5, 1, dtype=torch.float64), lambda items, _: items[..., None])
+        self.layout = Layout([], lambda _: SHARED, {}, [table])
+
+    def forward(self, blocks: Any, batch: Any) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        return gather_rows(blocks["bias"], batch.slots["bias"]).squeeze(-1).squeeze(-1), []
+
+
+@pytest.mark.parametrize(
+    ("values", "expected", "weights"),
+    [
+        ({"table_mean": "participants"}, [1 / 6, 1 / 24, -1 / 8, 0, 0], [2]),
+        ({"table_mean": "touched"}, [1 / 3, 1 / 24, -1 / 4, 0, 0], [1, 2, 1, 0, 0]),
+        ({"table_mean": "touched", "table_prior": 3.0}, [1 / 12, 1 / 60, -1 / 16, 0, 0], [1, 2, 1, 0, 0]),
+        ({"table_mean": "touched", "weighting": "rows"}, [1 / 3, 0, -1 / 4, 0, 0], [3, 5, 2, 0, 0]),
+        (
+            {"table_mean": "touched", "weighting": "rows", "table_prior": 1.0},
+            [(3 / 3) / 4, 0, (-2 / 4) / 3, 0, 0],
+            [3, 5, 2, 0, 0],
+        ),
+    ],
+)
+@pytest.mark.parametrize("apart", [False, True])
+def test_rows_of_a_table_move_by_the_mean_of_those_who_touched_them(
+    tmp_path: Path, values: dict[str, Any], expected: list[float], weights: list[int], apart: bool
+) -> None:
+    """User 0 moves items 0 and 1 by 1/3 and -1/6, user 1 items 1 and 2 by 1/4 and -1/4; item 3 is not trained."""
+    data = toy(2, np.array([4, 2]), items=5)
+    data._rows["item"][:] = [0, 0, 1, 3, 1, 2]
+    data._rows["label"][:] = [1, 1, 0, 1, 1, 0]
+    data._rows["part"][:] = [Part.TRAIN, Part.TRAIN, Part.TRAIN, Part.TEST, Part.TRAIN, Part.TRAIN]
+    settings = Settings.checked({"optimizer": "sgd", "lr": 1.0, "dtype": "float64"} | values, "settings of a test")
+    model = _Biases()
+    server = Server(model.layout, torch.float64, settings)
+    upload = Upload.empty(model.layout, settings)
+    for number, users in enumerate([np.array([0]), np.array([1])] if apart else [np.array([0, 1])]):
+        rows = ShardRows.of(data, users, dtype=torch.float64, device=CPU)
+        (tmp_path / str(number)).mkdir()
+        store = Shard.new_store(model, rows, settings, tmp_path / str(number))
+        upload += Shard(model, rows, settings, store, seed=0).round(server.state, 1)
+    server.step(upload)
+    assert server.named()["bias"].flatten().tolist() == pytest.approx(expected, abs=1e-12)
+    assert upload.weights[0].tolist() == weights
+    counts = 2 * 5 if values["table_mean"] == "touched" else 0
+    assert (upload.weights_up, upload.weights_down) == (2 * 5 + counts, 2 * 5)
 
 
 def test_nothing_personal_or_frozen_is_in_the_upload(tmp_path: Path) -> None:
@@ -280,6 +332,7 @@ def test_what_an_upload_is_made_of() -> None:
         "rows",
         "loss",
         "weights_up",
+        "weights_down",
         "bound",
         "seen",
     ]

@@ -96,6 +96,8 @@ class Upload:
         Sum over participants of the mean training loss before the round, likewise.
     weights_up : int
         Number of weights that the participants uploaded together.
+    weights_down : int
+        Number of weights that they had been sent: as many, but for counts of those who touched a row, which only go up.
     bound : float
         An upper bound of every absolute sum, against integer overflow.
     seen : tuple of TableRows
@@ -108,6 +110,7 @@ class Upload:
     rows: int = 0
     loss: int = 0
     weights_up: int = 0
+    weights_down: int = 0
     bound: float = 0.0
     seen: tuple[TableRows, ...] = ()
 
@@ -138,11 +141,17 @@ class Upload:
             self.rows + other.rows,
             self.loss + other.loss,
             self.weights_up + other.weights_up,
+            self.weights_down + other.weights_down,
             self.bound + other.bound,
             self.seen + other.seen,
         )
         total.check()
         return total
+
+    def limit(self, bound: float) -> None:
+        """Note a bound of some of the sums, and refuse it where it could overflow."""
+        self.bound = max(self.bound, bound)
+        self.check()
 
     def check(self) -> None:
         """Refuse sums that could have overflowed."""
@@ -150,7 +159,7 @@ class Upload:
             raise FedpaError(
                 "training diverged: the changes of this round do not fit the range of exact sums "
                 f"(bound {self.bound:.3g}, limit {_SUM_LIMIT:.3g})",
-                "lower the learning rate, for instance --set lr=0.003",
+                "lower the learning rate, for instance --set lr=0.003, or item_rate where the method has it",
             )
 
 

@@ -149,6 +149,8 @@ class Shard:
 
         for _ in self._each(self._plans["score"], score):
             pass
+        if not torch.isfinite(out).all():
+            raise FedpaError("training diverged: scores are not finite", "lower the learning rate")
         return out.numpy()
 
     def weights_of(self, users: Ints, state: Sequence[Tensor]) -> Tensor:
@@ -251,13 +253,17 @@ class Shard:
         count = self.rows.train[users]
         counts = count if self.settings.weighting == "rows" else np.ones_like(count)
         weight = torch.from_numpy(counts).to(self.device)
-        low, high = (float(x) * unit for x in change.aminmax()) if change.numel() else (0.0, 0.0)
         upload = Upload.empty(self.layout, self.settings)
-        upload.bound = max(-low, high) * float(counts.sum()) if np.isfinite(low + high) else float("inf")
-        upload.check()
+        if change.numel() and not np.isfinite(sum(float(end) for end in change.aminmax())):
+            upload.bound = float("inf")
+            upload.check()
+        places = dict(zip((e.table.name for e in entries), self.layout.table_spans(trainer.lengths), strict=True))
         by_name = {entry.table.name: entry for entry in entries}
-        spans = dict(zip(by_name, self.layout.table_spans(trainer.lengths), strict=True))
         for index, vector in enumerate(self.layout.uploaded):
+            if vector.table is not None:
+                span, entry = places[vector.table.name], by_name[vector.table.name]
+                self._sum_table(upload, index, users, weight, entry, change[:, span.begin : span.end])
+                continue
             if vector.scope.kind == "shared":
                 member = weight[None]
             else:
@@ -265,30 +271,46 @@ class Shard:
                 member = (value == torch.arange(vector.values, device=self.device)[:, None]) * weight
             upload.weights[index] = member.sum(1).cpu()
             upload.weights_up += vector.size * int((member > 0).any(0).sum())
-            if vector.table is not None:
-                span, entry = spans[vector.table.name], by_name[vector.table.name]
-                real = torch.from_numpy(np.arange(entry.ids.shape[1]) < entry.count[: len(users), None])
-                rows = change[:, span.begin : span.end].unflatten(1, (-1, vector.table.width))[real.to(self.device)]
-                ids = entry.ids[: len(users)][real.to(self.device)]
-                times = weight.repeat_interleave(torch.from_numpy(entry.count[: len(users)]).to(self.device))
-                units = (rows.double() * unit).round_().to(torch.int64) * times[:, None]
-                upload.sums[index].view(-1, vector.table.width).index_add_(0, ids.cpu(), units.cpu())
-                if self.settings.table_mean == "touched":
-                    upload.weights[index] = torch.zeros(vector.table.rows, dtype=torch.int64)
-                    upload.weights[index].index_add_(0, ids.cpu(), times.cpu())
-                    upload.weights_up += vector.table.rows * len(users)
-                if vector.scope.sees == "rows":
-                    owner = np.repeat(self.rows.users[users], entry.count[: len(users)])
-                    upload.seen += (TableRows(vector.table.name, owner, ids.cpu().numpy(), rows.clone().cpu()),)
-                continue
             units = trainer.room[: len(users) * vector.size].view(len(users), -1)
+            largest = 0.0
             for moved, into in vector.pairs(change, units):
                 into.copy_(moved)
+                largest = max(largest, *(abs(float(end)) for end in moved.aminmax()))
+            upload.limit(largest * unit * float(counts.sum()))
             upload.sums[index] = exact_product(member, units.mul_(unit).round_(), upload.bound).cpu()
+        upload.weights_down += upload.weights_up
+        for index, vector in enumerate(self.layout.uploaded):
+            if vector.table is not None and len(upload.weights[index]) > 1:
+                upload.weights_down -= vector.table.rows * len(users)  # the counts beside a table go up only
         upload.participants = len(users)
         upload.rows = int(count.sum())
         upload.loss = int((losses.double() * unit).round().to(torch.int64).sum())
         return upload
+
+    def _sum_table(
+        self, upload: Upload, index: int, users: Ints, weight: Tensor, entry: Entries, change: Tensor
+    ) -> None:
+        """Add the touched rows of a table to the whole table; on the wire it is whole for everybody."""
+        table, scope = entry.table, self.layout.uploaded[index].scope
+        unit = 2.0 ** FRACTION_BITS[self.dtype]
+        count = entry.count[: len(users)]
+        real = torch.from_numpy(np.arange(entry.ids.shape[1]) < count[:, None]).to(self.device)
+        rows, ids = change.unflatten(1, (-1, table.width))[real], entry.ids[: len(users)][real].cpu()
+        times = weight.repeat_interleave(torch.from_numpy(count).to(self.device)).cpu()
+        units = (rows.double() * unit).round_().cpu()
+        bounds = torch.zeros(table.rows, dtype=torch.float64)
+        bounds.index_add_(0, ids, units.abs().amax(1) * times)
+        upload.limit(float(bounds.max()))
+        upload.sums[index].view(-1, table.width).index_add_(0, ids, units.to(torch.int64) * times[:, None])
+        upload.weights_up += table.rows * table.width * len(users)
+        if self.settings.table_mean == "touched":
+            upload.weights[index].index_add_(0, ids, times)
+            upload.weights_up += table.rows * len(users)
+        else:
+            upload.weights[index] = weight.sum()[None].cpu()
+        if scope.sees == "rows":
+            owner = np.repeat(self.rows.users[users], count)
+            upload.seen += (TableRows(table.name, owner, ids.numpy(), rows.clone().cpu()),)
 
     def _each(self, plan: list[Chunk], work: Callable[[Chunk, LocalTrainer], _Result]) -> Iterator[_Result]:
         """Do chunks side by side, one worker per thread that PyTorch may use; one thread per operation.
