@@ -33,7 +33,7 @@ def compare(
     tasks: Sequence[str] = ("click",),
     seeds: int = 5,
     jobs: int | None = None,
-    draws: int = 1000,
+    draws: int = 4000,
     tuned: Path | str | bool = True,
     settings: Mapping[str, Any] | None = None,
     progress: bool = False,
