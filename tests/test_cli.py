@@ -21,7 +21,7 @@ from fedpa.models.pretrain import pretrain
 
 VERBS = (
     "data synth", "data download", "data describe", "prepare", "pretrain", "adapt", "evaluate", "recommend", "forget",
-    "import-reference", "methods", "demo", "compare", "tune", "data check",
+    "import-reference", "methods", "demo", "compare", "tune", "data check", "reproduce",
 )  # fmt: skip
 
 
@@ -278,7 +278,18 @@ def test_methods_without_a_foundation(world: World, tmp_path: Path) -> None:
 def test_methods_lists_every_method() -> None:
     found = answer("methods")
     assert sorted(found) == method_names()
-    assert found["fedpa"]["presets"] == ["default", "reference"]
+    without = [
+        "gate",
+        "group-lora",
+        "item-bias",
+        "lora",
+        "personal-embeddings",
+        "prior",
+        "user-bias",
+        "user-lora",
+        "wide",
+    ]
+    assert found["fedpa"]["presets"] == ["default", *(f"no-{part}" for part in without), "reference", "repaired"]
     assert all(each["about"].endswith(".") for each in found.values())
     assert "two-counters" in fedpa("methods").stdout
 
