@@ -13,7 +13,7 @@ import polars as pl
 import torch
 
 from fedpa.data.dataset import PRIVATE, CodedFeature, Dataset, Part
-from fedpa.federation.rows import ShardRows
+from fedpa.federation.rows import Batch, ShardRows
 from fedpa.federation.rule import AdaptedModel
 from fedpa.federation.server import Server, Upload
 from fedpa.federation.shard import Shard
@@ -22,6 +22,7 @@ from fedpa.methods.method import FederatedMethod
 from fedpa.models.adapted import AdapterSettings
 from fedpa.models.foundation import Foundation
 from fedpa.models.mlp import MLP
+from fedpa.recommend import catalogue_batch
 
 Array = npt.NDArray[Any]
 
@@ -172,7 +173,7 @@ class ToyEngine:
 
     def round(self, number: int) -> Upload:
         """One round of all shards; returns the sum of their uploads."""
-        upload = Upload.empty(self.model.layout)
+        upload = Upload.empty(self.model.layout, self.method.settings)
         for shard in self.shards:
             upload += shard.round(self.server.state, number, self.server.downlink)
         self.server.step(upload)
@@ -183,6 +184,17 @@ class ToyEngine:
         found = np.zeros((self.data.n_users, self.model.layout.personal_size), self.shards[0].settings.dtype)
         for shard in self.shards:
             found[shard.rows.users] = shard.store.read(np.arange(len(shard.rows.users)))
+        return found
+
+    def stored(self) -> list[dict[str, Array]]:
+        """Everything that the device of each user of the data set keeps, by table; ``""`` is the user's own row."""
+        found: list[dict[str, Array]] = [{} for _ in range(self.data.n_users)]
+        for shard in self.shards:
+            for local, number in enumerate(shard.rows.users):
+                one = np.array([local])
+                found[number] = {"": shard.store.read(one)[0]}
+                for name, store in shard.store.tables.items():
+                    found[number][name] = store.read(shard.touched[name].stored(one))
         return found
 
     def scores(self) -> Array:
@@ -218,3 +230,23 @@ def toy_engine(
         store = Shard.new_store(model, rows, settings, room)
         shards.append(Shard(model, rows, settings, store, seed=seed, rule=method, **limits))
     return ToyEngine(data, foundation, method, model, shards, method.server(model.layout))
+
+
+def catalogue(engine: ToyEngine, context: torch.Tensor) -> tuple[dict[str, torch.Tensor], Batch]:
+    """What a forward pass over every item takes for all users of a shard, in `context` [users, items, features]."""
+    shard, state = engine.shards[0], engine.server.state
+    users, numbers = np.arange(len(shard.rows.users)), shard.rows.users
+    blocks, tables = shard.assembly.catalogue(shard.weights_of(users, state), users, numbers, state)
+    return blocks, catalogue_batch(tables, numbers, _every_item(engine, len(users)), context)
+
+
+def newcomer(engine: ToyEngine, number: int, context: torch.Tensor) -> tuple[dict[str, torch.Tensor], Batch]:
+    """The same for a user of the data set who is new to the shard, in `context` [1, items, features]."""
+    shard, state, numbers = engine.shards[0], engine.server.state, np.array([number])
+    flat = shard.weights_of_newcomer(number, engine.data, state)
+    blocks, tables = shard.assembly.catalogue(flat, None, numbers, state)
+    return blocks, catalogue_batch(tables, numbers, _every_item(engine, 1), context)
+
+
+def _every_item(engine: ToyEngine, users: int) -> torch.Tensor:
+    return torch.arange(engine.data.n_items).expand(users, -1)

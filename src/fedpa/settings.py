@@ -81,7 +81,7 @@ class Settings(StrictSettings):
         Added to that number, so that a row which few touch moves less.
     server_optimizer : {"mean", "momentum", "adam"}
         How the server moves by the mean change: adds it, or takes it for a negative gradient (Reddi et al., *Adaptive
-        Federated Optimization*, ICLR 2021, algorithm 2: FedAvgM and FedAdam).
+        Federated Optimization*, ICLR 2021, algorithm 2: FedAvgM and FedAdam, whose second moment starts at zero here).
     server_lr, server_momentum : float, float
         Its step size and the decay of its first moment.
     personal_bias : bool

@@ -1,4 +1,4 @@
-"""FedPA: where it starts, what moves, and what belongs to whom."""
+"""FedPA: where it starts, what moves, and what belongs to whom; `test_fedpa_parts` has the default preset's parts."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from arrays import CPU, ArrayDataset, ToyEngine, toy, toy_engine, toy_foundation
+from arrays import CPU, ArrayDataset, ToyEngine, catalogue, newcomer, toy, toy_engine, toy_foundation
 from fedpa.data.dataset import Part
 from fedpa.errors import ConfigError
 from fedpa.evaluation.metrics import log_loss
 from fedpa.federation.parameters import PERSONAL, SHARED, Scope, group
-from fedpa.federation.rows import Batch
 from fedpa.methods import FrozenFoundation
 from fedpa.methods.fedpa import FedPA
 from fedpa.methods.method import find_method
 from fedpa.models.adapted import AdaptedMLP, AdapterSettings
+from fedpa.models.bias import WithPersonalBias
 from fedpa.settings import Settings
 
 SMALL: dict[str, Any] = {"rank": 2, "gate_hidden": (3, 2)}
@@ -58,9 +58,9 @@ def test_the_default_starts_at_the_foundation(tmp_path: Path, features: str, val
     expected = FrozenFoundation(Settings()).scores(engine.foundation, found, rows)
     scores = engine.shards[0].scores(engine.server.state)
     np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-6)
-    batch = Batch(torch.arange(40), torch.arange(20).expand(40, -1), torch.zeros(40, 20, 1, dtype=torch.int64))
+    blocks, batch = catalogue(engine, torch.zeros(40, 20, 1, dtype=torch.int64))
     with torch.inference_mode():
-        logits, gates = engine.model.forward(weights(engine), batch)
+        logits, gates = engine.model.forward(blocks, batch)
         codes = torch.from_numpy(found.user_codes).long()[:, None].expand(-1, 20, -1)
         items = torch.from_numpy(found.item_codes).long().expand(40, -1, -1)
         direct = engine.foundation.model(codes, items, batch.context)
@@ -73,10 +73,9 @@ def test_the_default_starts_at_the_foundation(tmp_path: Path, features: str, val
 def test_newcomers_start_at_the_foundation_too(tmp_path: Path, number: int) -> None:
     found = data(features="causal")
     engine = toy_engine(tmp_path, found, configured(), divided=[np.array([5, 6])])
-    flat = engine.shards[0].weights_of_newcomer(number, found, engine.server.state)
-    batch = Batch(torch.tensor([number]), torch.arange(20)[None], torch.zeros(1, 20, 1, dtype=torch.int64))
+    blocks, batch = newcomer(engine, number, torch.zeros(1, 20, 1, dtype=torch.int64))
     with torch.inference_mode():
-        logits, _ = engine.model.forward(engine.model.layout.views(flat), batch)
+        logits, _ = engine.model.forward(blocks, batch)
         codes = torch.from_numpy(found.user_codes[number]).long().expand(20, -1)
         direct = engine.foundation.model(codes, torch.from_numpy(found.item_codes).long(), batch.context[0])
     np.testing.assert_allclose(logits[0].numpy(), direct.numpy(), rtol=0, atol=1e-6)
@@ -129,8 +128,9 @@ def test_published_lora_stays_dead_while_gates_move(tmp_path: Path) -> None:
             assert not torch.equal(value, before[name]), name
 
 
-def test_repaired_lora_moves(tmp_path: Path) -> None:
-    engine = toy_engine(tmp_path, data(), configured())
+@pytest.mark.parametrize("preset", ["default", "repaired"])
+def test_repaired_lora_moves(tmp_path: Path, preset: str) -> None:
+    engine = toy_engine(tmp_path, data(), configured(preset, epochs=1, dtype="float64"))
     before = named(engine)
     engine.round(0)
     first = named(engine)
@@ -148,32 +148,34 @@ def test_repaired_lora_moves(tmp_path: Path) -> None:
 def test_shapes_by_rank_and_groups(tmp_path: Path, rank: int, groups: tuple[str, ...] | None) -> None:
     engine = toy_engine(tmp_path, data(), configured(rank=rank, groups=groups))
     keys = ("kind", "size") if groups is None else groups
-    model = cast(AdaptedMLP, engine.model)
+    model = cast(AdaptedMLP, cast(WithPersonalBias, engine.model).model)
     assert model.branches == 2 + len(keys)
     assert engine.round(0).participants == 40
-    into, hidden, gates = 3 * 5, (6, 4), (3, 2)
+    into, hidden, gates, wide, items = 3 * 5, (6, 4), (3, 2), 3 * 2, 20
     layers = list(zip((into, *hidden), hidden, gates, strict=False))
     lora = sum(rank * (i + o) for i, o, _ in layers)
     shared = sum(g * (i + 1) + (2 + len(keys)) * (g + 1) for i, _, g in layers) + hidden[-1] + 1
-    assert model.layout.sizes_by_scope() == {"personal": lora + 6, "shared": shared} | {
-        f"group({key})": lora for key in keys
-    }
-    batch = Batch(torch.arange(40), torch.zeros(40, 1, dtype=torch.int64), torch.zeros(40, 1, 1, dtype=torch.int64))
-    _, explained = model.forward(weights(engine), batch)
-    assert [tuple(gate.shape) for gate in explained] == [(40, 1, 2 + len(keys))] * 2
+    expected = {f"group({key})": lora + wide for key in keys}
+    expected |= {"personal": lora + 6 + wide + 1, "shared": shared + wide + items}
+    assert engine.model.layout.sizes_by_scope() == expected
+    _, explained = engine.model.forward(*catalogue(engine, torch.zeros(40, items, 1, dtype=torch.int64)))
+    assert [tuple(gate.shape) for gate in explained] == [(40, items, 2 + len(keys))] * 2
 
 
 @pytest.mark.parametrize(
-    "values",
+    ("preset", "values"),
     [
-        {"lr": 0.03},
-        {"lr": 0.1, "gate_init": "open"},
-        {"lr": 0.03, "personal_bias": True},
-        {"lr": 0.01, "epochs": 2, "batch_size": 6},
+        ("default", {}),
+        ("default", {"optimizer": "adam", "lr": 0.01, "wide_rate": 1.0, "item_rate": 1.0}),
+        ("default", {"batch_size": 6}),
+        ("repaired", {"lr": 0.03, "gate_init": "foundation"}),
+        ("repaired", {"lr": 0.1}),
+        ("repaired", {"lr": 0.03, "gate_init": "foundation", "personal_bias": True}),
+        ("repaired", {"lr": 0.01, "gate_init": "foundation", "epochs": 2, "batch_size": 6}),
     ],
 )
-def test_the_loss_falls(tmp_path: Path, values: dict[str, Any]) -> None:
-    engine = toy_engine(tmp_path, data(), configured(**values))
+def test_the_loss_falls(tmp_path: Path, preset: str, values: dict[str, Any]) -> None:
+    engine = toy_engine(tmp_path, data(), configured(preset, **values))
     rows = engine.shards[0].rows
     labels = rows.labels.numpy().astype(np.int8)
     held_out = (rows.part == Part.VAL) | (rows.part == Part.TEST)
@@ -192,12 +194,17 @@ def test_the_loss_falls(tmp_path: Path, values: dict[str, Any]) -> None:
 
 def test_the_scope_of_every_parameter() -> None:
     found = data()
-    model = configured(personal_bias=True).model(toy_foundation(found), found, 0, CPU)
+    model = configured().model(toy_foundation(found), found, 0, CPU)
     expected: dict[str, Scope] = {
         "user_embedding": PERSONAL,
         "user_bias": PERSONAL,
         "head.weight": SHARED,
         "head.bias": SHARED,
+        "wide.all": SHARED,
+        "wide.user": PERSONAL,
+        "wide.group.kind.v": group("kind"),
+        "wide.group.size.v": group("size"),
+        "item_bias": SHARED,
     }
     for layer in range(2):
         for half in range(2):
@@ -214,6 +221,7 @@ def test_group_keys_with_dots_and_odd_names() -> None:
     method = configured()
     assert method.scope("layers.0.group.follow.user.range.a") == group("follow.user.range")
     assert method.scope("layers.1.group.user_kind.b") == group("user_kind")
+    assert method.scope("wide.group.follow.user.range.v") == group("follow.user.range")
 
 
 def test_users_of_an_unknown_value_have_no_group_adapter(tmp_path: Path) -> None:

@@ -258,6 +258,8 @@ class LocalTrainer:
         """`Layout.row`, made once for each length of the tables."""
         full = (key, self.lengths)
         if full not in self._rows:
+            if len(self._rows) >= _MOST_ROWS:
+                self._rows.clear()
             row = self.model.layout.row(value, self.lengths)
             self._rows[full] = row.to(self.device, self.settings.torch_dtype)
         return self._rows[full]
@@ -273,3 +275,4 @@ class LocalTrainer:
 
 _MOMENTS = ("mean", "square")
 _SENT = ("shared", "group")
+_MOST_ROWS = 256
