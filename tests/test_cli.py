@@ -20,8 +20,8 @@ from fedpa.methods import method_names
 from fedpa.models.pretrain import pretrain
 
 VERBS = (
-    "data synth", "data download", "data describe", "prepare", "pretrain", "adapt", "evaluate", "recommend", "forget",
-    "import-reference", "methods", "demo", "compare", "tune", "data check", "reproduce",
+    "data synth", "data download", "data describe", "data check", "prepare", "pretrain", "adapt", "evaluate",
+    "recommend", "forget", "import-reference", "methods", "tune", "compare", "reproduce", "demo",
 )  # fmt: skip
 
 
@@ -48,8 +48,9 @@ def test_help_ends_with_an_example(verb: str) -> None:
     assert "--json" in text
 
 
-def test_help_names_every_verb_and_loads_nothing_heavy() -> None:
-    assert all(verb.split()[0] in fedpa("--help").stdout for verb in VERBS)
+def test_help_names_every_verb_in_order_of_use_and_loads_nothing_heavy() -> None:
+    listed = fedpa("--help").stdout.partition("Commands:\n")[2].splitlines()
+    assert [line.split()[0] for line in listed] == list(dict.fromkeys(verb.split()[0] for verb in VERBS))
     code = "import fedpa.cli, sys; print({'torch', 'polars', 'numpy', 'pydantic', 'rich'} & sys.modules.keys())"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
 
@@ -340,3 +341,129 @@ def test_demo_prints_the_table(tmp_path: Path) -> None:
     assert "oracle" in result.stdout
     assert f"{found['bytes_up_per_user_round']:,.0f} bytes" in result.stdout
     assert "adapt" in result.stderr
+
+
+WRONG: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
+    "check, no folder": (
+        ("data", "check", "GONE"),
+        ("{GONE}: expected a dataset folder, but it is not a folder", "To fix it: make it with `fedpa prepare"),
+    ),
+    "check, another folder": (
+        ("data", "check", "RAW"),
+        ("{RAW}: expected a dataset folder, but it holds no manifest.json", "To fix it: make it with `fedpa prepare"),
+    ),
+    "check, a foundation": (
+        ("data", "check", "FOUNDATION"),
+        ("{FOUNDATION}/manifest.json", "To fix it: make it with `fedpa prepare"),
+    ),
+    "compare, no folder": (
+        ("compare", "GONE", "--out", "OUT"),
+        ("{GONE}: expected a dataset folder, but it is not a folder", "To fix it: make it with `fedpa prepare"),
+    ),
+    "compare, method": (
+        ("compare", "DATASET", "--out", "OUT", "--methods", "two-counters,fedp"),
+        ("unknown method 'fedp'; did you mean 'fedpa'?", "To fix it: a method of your own is given as"),
+    ),
+    "compare, preset": (
+        ("compare", "DATASET", "--out", "OUT", "--methods", "fedpa+referense"),
+        ("method fedpa: unknown preset 'referense'", "reference"),
+    ),
+    "compare, no method": (
+        ("compare", "DATASET", "--out", "OUT", "--methods", ","),
+        ("methods: none was named", "To fix it: name some, or `all`"),
+    ),
+    "compare, task": (
+        ("compare", "DATASET", "--out", "OUT", "--tasks", "click,topc"),
+        ("unknown task 'topc', expected click or topk", "To fix it: write topk"),
+    ),
+    "compare, seeds": (
+        ("compare", "DATASET", "--out", "OUT", "--seeds", 0),
+        ("seeds: found 0, expected at least 1", "To fix it: give a larger number"),
+    ),
+    "compare, setting": (
+        ("compare", "DATASET", "--out", "OUT", "--set", "roundz=1"),
+        ("setting 'roundz': none of the methods has it", "To fix it: write rounds"),
+    ),
+    "compare, chosen": (
+        ("compare", "DATASET", "--out", "OUT", "--chosen", "GONE"),
+        ("{GONE}: cannot be read", "To fix it: give the chosen.yaml of `fedpa tune`"),
+    ),
+    "compare, out": (
+        ("compare", "DATASET", "--out", "RAW", "--methods", "two-counters"),
+        ("{RAW}: exists and is not the folder of a comparison", "To fix it: choose another folder"),
+    ),
+    "tune, no folder": (
+        ("tune", "GONE", "--out", "OUT", "--methods", "fedpa"),
+        ("{GONE}: expected a dataset folder, but it is not a folder", "To fix it: make it with `fedpa prepare"),
+    ),
+    "tune, method": (
+        ("tune", "DATASET", "--out", "OUT", "--methods", "fedp"),
+        ("unknown method 'fedp'; did you mean 'fedpa'?", "To fix it: a method of your own is given as"),
+    ),
+    "tune, task": (
+        ("tune", "DATASET", "--out", "OUT", "--methods", "fedpa", "--task", "ranking"),
+        ("unknown task 'ranking', expected click or topk", "To fix it: name one of them"),
+    ),
+    "tune, trials": (
+        ("tune", "DATASET", "--out", "OUT", "--methods", "fedpa", "--trials", 0),
+        ("trials: found 0, expected at least 1", "To fix it: give a larger number"),
+    ),
+    "tune, jobs": (
+        ("tune", "DATASET", "--out", "OUT", "--methods", "fedpa", "--jobs", 0),
+        ("jobs: found 0, expected at least 1", "To fix it: give a larger number"),
+    ),
+    "tune, seed": (
+        ("tune", "DATASET", "--out", "OUT", "--methods", "fedpa", "--seed", -1),
+        ("seed: found -1, expected at least 0", "To fix it: give a larger number"),
+    ),
+    "tune, setting": (
+        ("tune", "DATASET", "--out", "OUT", "--methods", "fedpa", "--set", "zzz=1"),
+        ("setting 'zzz': none of the methods has it", "To fix it: leave it out"),
+    ),
+    "tune, ranges": (
+        ("tune", "DATASET", "--out", "OUT", "--methods", "fedpa", "--ranges", "GONE"),
+        ("{GONE}: cannot be read", "To fix it: give a YAML file of ranges, or none"),
+    ),
+    "reproduce, no folder": (
+        ("reproduce", "movielens-1m", "--raw", "GONE", "--out", "OUT"),
+        (
+            "{GONE}: expected the folder of MovieLens 1M, but it is not a folder",
+            "To fix it: unpack the official archive",
+        ),
+    ),
+    "reproduce, another folder": (
+        ("reproduce", "movielens-100k", "--raw", "RAW", "--out", "OUT"),
+        ("{RAW}: no u.data, the ratings of MovieLens 100K", "To fix it: name the folder of its files"),
+    ),
+    "reproduce, data set": (
+        ("reproduce", "movielens-10m", "--raw", "RAW", "--out", "OUT"),
+        ("cannot reproduce 'movielens-10m'", "To fix it: use one of movielens-100k, movielens-1m"),
+    ),
+    "reproduce, method": (
+        ("reproduce", "movielens-1m", "--raw", "RAW", "--out", "OUT", "--methods", "fedmf,pfedrek"),
+        ("methods: found 'pfedrek', expected some of fedmf, fedncf, fedrecon, pfedrec", "To fix it: write pfedrec"),
+    ),
+    "reproduce, another method": (
+        ("reproduce", "movielens-1m", "--raw", "RAW", "--out", "OUT", "--methods", "fedpa"),
+        ("methods: found 'fedpa', expected some of fedmf, fedncf, fedrecon, pfedrec", "To fix it: leave it out"),
+    ),
+    "reproduce, seeds": (
+        ("reproduce", "movielens-1m", "--raw", "RAW", "--out", "OUT", "--seeds", 0),
+        ("seeds: found 0, expected 1 or more", "To fix it: give a larger number"),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_study_of_what_is_wrong_says_so_and_leaves_nothing(world: World, tmp_path: Path, case: str) -> None:
+    arguments, expected = WRONG[case]
+    places = {"GONE": tmp_path / "gone", "OUT": tmp_path / "out"}
+    places |= {"RAW": world.raw, "DATASET": world.dataset, "FOUNDATION": world.foundation}
+    before = sorted(world.raw.rglob("*"))
+    result = fedpa(*(places.get(str(each), each) for each in arguments), code=2)
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ")
+    for text in expected:
+        assert text.format(**places) in result.stderr
+    assert [*tmp_path.iterdir()] == []
+    assert sorted(world.raw.rglob("*")) == before

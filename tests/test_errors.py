@@ -214,14 +214,17 @@ def test_a_split_of_one_class_lacks_metrics_and_is_no_fault(raw: Path, tmp_path:
     [
         (("--method", "fedp"), ("unknown method 'fedp'; did you mean 'fedpa'?", "To fix it")),
         (("--method", "nowhere.py:Mine"), ("nowhere.py: no such file, expected a Python file with class Mine",)),
-        (("--preset", "fast"), ("method fedpa: unknown preset 'fast', known: default, reference",)),
+        (
+            ("--preset", "fast"),
+            ("method fedpa: unknown preset 'fast', known: default, no-gate, ", "reference, repaired"),
+        ),
         (("--set", "rank=0"), ("setting 'rank'", "greater than or equal to 1, found 0")),
         (("--set", "lr=-1"), ("setting 'lr'", "greater than 0, found -1")),
         (("--set", "lr=.nan"), ("setting 'lr'", "found nan")),
         (("--set", "alpha=.inf"), ("setting 'alpha'", "finite", "found inf")),
         (("--set", "participation=1.5"), ("setting 'participation'", "less than or equal to 1, found 1.5")),
         (("--set", "rounds=many"), ("setting 'rounds'", "valid integer", "found 'many'")),
-        (("--set", "select=best"), ("setting 'select'", "'logloss', 'auc' or 'gauc', found 'best'")),
+        (("--set", "select=best"), ("setting 'select'", "'mean', 'auc', 'gauc' or 'logloss', found 'best'")),
         (("--set", "round=3"), ("unknown setting 'round'; did you mean 'rounds'?",)),
         (("--set", "rounds"), ("--set 'rounds': expected key=value", "To fix it: for instance --set lr=0.01")),
         (("--set", "groups=[a"), ("--set 'groups=[a': the value is not readable",)),
@@ -505,10 +508,10 @@ def test_a_full_disk_leaves_a_run_as_it_was(copy: World, monkeypatch: pytest.Mon
 def test_ctrl_c_keeps_the_best_round_so_far(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train = Shard.round
 
-    def interrupted(self: Shard, state: Any, number: int) -> Any:
+    def interrupted(self: Shard, state: Any, number: int, downlink: Any) -> Any:
         if number == 2:
             raise KeyboardInterrupt
-        return train(self, state, number)
+        return train(self, state, number, downlink)
 
     monkeypatch.setattr(Shard, "round", interrupted)
     arguments = ("adapt", world.foundation, world.dataset, "--out", tmp_path / "run", "--set", "rounds=9", "--json")

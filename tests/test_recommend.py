@@ -14,8 +14,8 @@ import torch
 from fedpa.adaptation import adapt
 from fedpa.data.dataset import COLD, OPEN, Dataset, Part
 from fedpa.errors import ConfigError, DataError
-from fedpa.federation.rows import Batch, group_values
-from fedpa.recommend import Recommendation
+from fedpa.federation.rows import group_values
+from fedpa.recommend import Recommendation, catalogue_batch
 from fedpa.run import Run
 from prepared import ITEMS, QUICK, Small, quick_run, small
 
@@ -45,6 +45,16 @@ def one(run: Run, user: int, k: int = 10) -> Recommendation:
 def of_side(run: Run, side: int, place: int = 0) -> tuple[int, int]:
     number = int(np.flatnonzero(run.dataset.side == side)[place])
     return number, run.dataset.user_ids[number]
+
+
+def catalogue_logits(run: Run, local: int, context: torch.Tensor) -> torch.Tensor:
+    """Logits of one private user for every item [items], in a context [1, items, features]."""
+    shard, state, users = run.recommender.shard, run.server.state, np.array([local])
+    numbers = run.rows.users[users]
+    with torch.inference_mode():
+        blocks, tables = shard.assembly.catalogue(shard.weights_of(users, state), users, numbers, state)
+        batch = catalogue_batch(tables, numbers, torch.arange(run.dataset.n_items)[None], context)
+        return run.model.forward(blocks, batch)[0][0]
 
 
 def test_a_list_holds_the_users_best_unseen_items(run: Run) -> None:
@@ -103,14 +113,11 @@ def test_the_context_of_today(run: Run) -> None:
     number, user = of_side(run, 1, 2)
     found = one(run, user, ITEMS)
     local = int(np.flatnonzero(run.rows.users == number)[0])
-    flat = run.recommender.shard.weights_of(np.array([local]), run.server.state)
     own = data.user_context_now()[number]
     items = data.item_context(np.array([2**62]))[0]
     context = torch.from_numpy(np.concatenate([items, np.tile(own, (ITEMS, 1))], 1).astype(np.int64))
-    with torch.inference_mode():
-        batch = Batch(torch.tensor([number]), torch.arange(ITEMS)[None], context[None])
-        logits, _ = run.model.forward(run.model.layout.views(flat), batch)
-    expected = dict(zip(data.item_ids.to_list(), logits[0].sigmoid().tolist(), strict=True))
+    logits = catalogue_logits(run, local, context[None])
+    expected = dict(zip(data.item_ids.to_list(), logits.sigmoid().tolist(), strict=True))
     assert {item: pytest.approx(expected[item], abs=1e-6) for item in found.items} == dict(
         zip(found.items, found.scores, strict=True)
     )
@@ -183,11 +190,7 @@ def brute_force(run: Run, part: Part, k: int, locals_: list[int]) -> dict[str, A
         seen = set(rows.items.numpy()[mine & (rows.part < part)].tolist())
         clicked = set(rows.items.numpy()[mine & (rows.part == part) & (rows.labels.numpy() > 0)].tolist())
         dropped += len(clicked & seen)
-        flat = run.recommender.shard.weights_of(np.array([local]), run.server.state)
-        with torch.inference_mode():
-            empty = torch.zeros(1, data.n_items, 0, dtype=torch.int64)
-            batch = Batch(torch.from_numpy(rows.users[[local]]), torch.arange(data.n_items)[None], empty)
-            scores = run.model.forward(run.model.layout.views(flat), batch)[0][0].tolist()
+        scores = catalogue_logits(run, local, torch.zeros(1, data.n_items, 0, dtype=torch.int64)).tolist()
         best = sorted((i for i in range(data.n_items) if i not in seen), key=lambda i: (-scores[i], i))[:k]
         listed |= set(best)
         clicked -= seen

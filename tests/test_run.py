@@ -20,6 +20,7 @@ from fedpa.errors import ArtifactError, ConfigError, DataError
 from fedpa.federation.rows import ShardRows
 from fedpa.methods import FrozenFoundation
 from fedpa.models.foundation import Foundation
+from fedpa.recommend import catalogue_batch
 from fedpa.run import Run, load_run
 from fedpa.settings import Settings
 from prepared import QUICK, Small, quick_run, small
@@ -236,10 +237,12 @@ def test_without_support_a_cold_user_has_what_the_server_sends(run: Run) -> None
         place = np.flatnonzero(rows.user == local)
         if not len(place):
             continue
-        flat = run.recommender.shard.weights_of_newcomer(int(user), data, run.server.state)
+        shard, numbers = run.recommender.shard, np.array([user])
+        flat = shard.weights_of_newcomer(int(user), data, run.server.state)
         with torch.inference_mode():
-            batch = rows.batch(np.array([local]), torch.from_numpy(place)[None])
-            logits, _ = run.model.forward(run.model.layout.views(flat), batch)
+            blocks, tables = shard.assembly.catalogue(flat, None, numbers, run.server.state)
+            own = rows.batch(np.array([local]), torch.from_numpy(place)[None])
+            logits, _ = run.model.forward(blocks, catalogue_batch(tables, numbers, own.items, own.context))
         scores[place] = logits[0].sigmoid().numpy()
     assert report["auc"] == pytest.approx(roc_auc_score(rows.labels.numpy(), scores), abs=1e-4)
 

@@ -270,7 +270,7 @@ class _Rounds:
             "seconds_per_round": sum(r["seconds_train"] + r["seconds_eval"] for r in rounds) / max(1, len(rounds)),
             "bytes_up_per_user_round": sum(r["bytes_up"] for r in rounds) / max(1, took_part),
             "bytes_down_per_user_round": sum(r["bytes_down"] for r in rounds) / max(1, took_part),
-            "parameters": {"frozen": self._frozen(), **scopes},
+            "parameters": scopes | {"frozen": self._frozen() + scopes.get("frozen", 0)},
             "private_users": len(self.rows.users),
             "interrupted": interrupted,
         }

@@ -69,7 +69,7 @@ def test_a_cell_without_arrays_is_measured_again(tmp_path: Path) -> None:
 
 
 def test_a_fingerprint_holds_every_setting_and_ones_own_code(tmp_path: Path) -> None:
-    same = fingerprint(CELL, "abc", {"lr": 0.003})
+    same = fingerprint(CELL, "abc", {"lr": 0.1})
     assert same == fingerprint(CELL, "abc", {})
     assert same["settings"]["rank"] == 4
     with pytest.raises(ConfigError, match="unknown setting 'ranks'"):

@@ -66,8 +66,10 @@ def test_1m(large: Path) -> None:
 def test_faults(small: Path, large: Path) -> None:
     with pytest.raises(ConfigError, match="unknown MovieLens size"):
         movielens.load(small, "20m")  # type: ignore[arg-type]
-    with pytest.raises(DataError, match=r"no u\.data"):
+    with pytest.raises(DataError, match=r"u\.user: expected the folder of MovieLens 100K, but it is not a folder"):
         movielens.load(small / "ml-100k" / "u.user")
+    with pytest.raises(DataError, match=r"no ratings\.dat, the ratings of MovieLens 1M\n.*name the folder"):
+        movielens.load(small / "ml-100k", "1m")
     path = large / "movies.dat"
     path.write_text("10::A (1977)::Comedie\n")
     with pytest.raises(DataError, match=r"movies\.dat, line 1: genre 'Comedie'"):

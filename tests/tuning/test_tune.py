@@ -18,7 +18,7 @@ from fedpa.tuning.trials import best_settings
 from fedpa.tuning.tune import tune
 from prepared import Small, small
 
-METHODS = ("fedpa", "fedpa+reference", "two-counters")
+METHODS = ("fedpa", "fedpa+repaired", "two-counters")
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def finished(world: Small, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
 def test_every_method_gets_the_same_number_of_trials(world: Small, finished: tuple[Path, list[dict[str, Any]]]) -> None:
     out, trials = finished
     numbers = {spec: [line["number"] for line in trials if line["spec"] == spec] for spec in METHODS}
-    assert numbers == {"fedpa": [0, 1], "fedpa+reference": [0, 1], "two-counters": [0]}
+    assert numbers == {"fedpa": [0, 1], "fedpa+repaired": [0, 1], "two-counters": [0]}
     assert all(line["settings"] == {} for line in trials if line["number"] == 0)
     assert all(line["settings"] for line in trials if line["number"] == 1)
     assert all(line["rounds"] == 2 and line["error"] is None for line in trials if line["spec"] != "two-counters")

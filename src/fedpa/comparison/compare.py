@@ -16,11 +16,12 @@ from fedpa.comparison.folder import claimed
 from fedpa.comparison.gather import gather
 from fedpa.comparison.measure import Request, make_foundation, measure, time_a_round
 from fedpa.comparison.meter import Meter
-from fedpa.comparison.plan import Planned, Say, check_task, compared_methods, plan, task_dataset
+from fedpa.comparison.plan import Planned, Say, applicable, check_task, compared_methods, plan, task_dataset
 from fedpa.comparison.results import Results
 from fedpa.comparison.workers import Outcome, Workers
 from fedpa.data.dataset import Dataset
 from fedpa.errors import ConfigError
+from fedpa.tuning.chosen import read_chosen
 
 __all__ = ["compare"]
 
@@ -88,6 +89,10 @@ def compare(
     out = Path(out)
     specs = compared_methods(methods)
     _check(tasks, seeds, jobs, draws)
+    # Before the folder is made; `plan` reads both again.
+    applicable(settings or {}, specs)
+    if not isinstance(tuned, bool):
+        read_chosen(Path(tuned))
     with claimed(out, "comparison") as scratch:
         datasets = {task: task_dataset(dataset, task, out / "work", say) for task in tasks}
         planned = plan(specs, datasets, seeds, dataset.manifest["source"], tuned, settings or {})
@@ -111,7 +116,7 @@ def _check(tasks: Sequence[str], seeds: int, jobs: int | None, draws: int) -> No
         raise ConfigError("tasks: none was named", "name click, topk or both")
     for name, number, least in (("seeds", seeds, 1), ("jobs", jobs, 1), ("draws", draws, 2)):
         if number is not None and number < least:
-            raise ConfigError(f"{name}: found {number}, expected at least {least}")
+            raise ConfigError(f"{name}: found {number}, expected at least {least}", "give a larger number")
 
 
 class _Work:

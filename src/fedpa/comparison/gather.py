@@ -29,7 +29,7 @@ from fedpa.methods import find_method, parse_spec, title_of
 
 __all__ = ["REFERENCES", "average", "gather"]
 
-REFERENCES = ("foundation", "head-only", "user-bias", "two-counters")
+REFERENCES = ("foundation", "head-only", "user-bias", "biases", "two-counters")
 """What methods are compared with, where it is among the compared ones."""
 
 Content = Mapping[str, Any]
@@ -135,7 +135,7 @@ def _row(cells: Cells, spec: str, planned: Sequence[Planned], failed: Mapping[st
     reasons = {reason: None for one in planned if (reason := failed.get(str(one.cell)))}
     return Row(
         method=spec,
-        title=title_of(spec),
+        title=title_of(spec) + ("" if len(done) == len(planned) else f" ({len(done)} of {len(planned)} seeds)"),
         family=method.family,
         inputs=method.configured(preset, first.settings).inputs,
         settings=first.settings,
@@ -149,7 +149,11 @@ def _row(cells: Cells, spec: str, planned: Sequence[Planned], failed: Mapping[st
         rounds_to_99=[content["rounds_to_99"] for content in contents],
         device_seconds=_mean([content["device_seconds"] for content in contents]),
         parameters=parameters,
-        device_parameters=sum(size for scope, size in parameters.items() if scope != "frozen") if contents else None,
+        device_parameters=sum(
+            size for scope, size in parameters.items() if scope == "personal" or scope.endswith("kept")
+        )
+        if contents
+        else None,
         by_round=_by_round([content["history"] for content in contents]) if first.cell.task == "click" else [],
         by_history=average([content.get("by_history") or {} for content in contents]),
         by_group=average([content.get("by_group") or {} for content in contents]),

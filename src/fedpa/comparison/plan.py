@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -77,7 +78,9 @@ def check_task(task: str) -> None:
     ConfigError
     """
     if task not in TASKS:
-        raise ConfigError(f"unknown task {task!r}, expected {' or '.join(TASKS)}")
+        near = difflib.get_close_matches(task, TASKS, 1)
+        fix = f"write {near[0]}" if near else "name one of them; see `--help`"
+        raise ConfigError(f"unknown task {task!r}, expected {' or '.join(TASKS)}", fix)
 
 
 def applicable(settings: Mapping[str, Any], specs: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -91,7 +94,10 @@ def applicable(settings: Mapping[str, Any], specs: Sequence[str]) -> dict[str, d
     fields = {spec: find_method(parse_spec(spec)[0]).settings_type.model_fields for spec in specs}
     for name in settings:
         if not any(name in known for known in fields.values()):
-            raise ConfigError(f"setting {name!r}: none of the methods has it")
+            near = difflib.get_close_matches(name, {key for known in fields.values() for key in known}, 1)
+            raise ConfigError(
+                f"setting {name!r}: none of the methods has it", f"write {near[0]}" if near else "leave it out"
+            )
     return {spec: {key: value for key, value in settings.items() if key in known} for spec, known in fields.items()}
 
 
@@ -106,6 +112,10 @@ def task_dataset(dataset: Dataset, task: str, work: Path, say: Say = lambda line
         return load_dataset(path)
     say(f"{task}: leaving every user's last click out")
     return leave_one_out(dataset, path)
+
+
+def _spec(name: str, preset: str) -> str:
+    return name if preset == "default" else f"{name}+{preset}"
 
 
 def plan(
@@ -128,11 +138,15 @@ def plan(
     found = []
     for task, dataset in datasets.items():
         for spec in specs:
+            name, preset = parse_spec(spec)
+            method = find_method(name)
+            whose = _spec(name, method.follows.get(preset, preset))
             chosen = None
             if tuned:
-                chosen = chosen_settings(source, task, spec) if file is None else file.get((task, spec))
-            values = {**(chosen.settings if chosen else {}), **mine[spec]}
-            method = find_method(parse_spec(spec)[0])
+                chosen = chosen_settings(source, task, whose) if file is None else file.get((task, whose))
+            held = method.held.get(preset, ()) if whose != spec else ()
+            values = {key: value for key, value in (chosen.settings if chosen else {}).items() if key not in held}
+            values |= mine[spec]
             for seed in range(seeds if getattr(method, "seeds_matter", True) else 1):
                 cell = Cell(task, spec, seed)
                 found.append(Planned(cell, values, chosen, fingerprint(cell, dataset.hash, values)))

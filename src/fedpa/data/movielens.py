@@ -67,6 +67,11 @@ def load(raw: Path, size: Literal["100k", "1m"] = "100k") -> Source:
     if size not in _FILES:
         raise ConfigError(f"unknown MovieLens size {size!r}", f"use one of {', '.join(_FILES)}")
     names = _FILES[size]
+    if not raw.is_dir():
+        raise DataError(
+            f"{raw}: expected the folder of MovieLens {size.upper()}, but it is not a folder",
+            "unpack the official archive and name its folder",
+        )
     folder = next((place for place in (raw, raw / f"ml-{size}") if (place / names[0]).is_file()), None)
     if folder is None:
         raise DataError(

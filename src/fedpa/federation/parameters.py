@@ -55,7 +55,8 @@ class Scope:
     sees: Literal["sum", "rows"] = "sum"
 
     def __str__(self) -> str:
-        return self.kind if self.key is None else f"{self.kind}({self.key})"
+        kept = ", kept" if self.keeps else ""
+        return (self.kind if self.key is None else f"{self.kind}({self.key})") + kept
 
 
 SHARED = Scope("shared")

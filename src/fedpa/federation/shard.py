@@ -229,7 +229,8 @@ class Shard:
 
     def _prepare(self, users: Ints, real: int, tables: list[Tensor], trainer: LocalTrainer, *, training: bool) -> None:
         """Fill the trainer's weights with what the users score with."""
-        self.assembly.assemble(users, tables, trainer, self.store.read(users), training=training, scoring=True)
+        stored = self.store.read(users)
+        entries = self.assembly.assemble(users, tables, trainer, stored, training=training, scoring=True)
         if self._before:
             train = self.rows.train[users]
             plan = chunks(
@@ -242,7 +243,8 @@ class Shard:
             if len(plan) != 1:
                 raise FedpaError("users with unlike training rows were planned into one chunk")
             with torch.enable_grad():
-                trainer.start(0)
+                count = torch.from_numpy(np.maximum(train, 1)[:, None]).to(self.device, self.dtype)
+                trainer.start(0, distance=self.assembly.distance(trainer, stored, entries), rows=count)
                 self._run(replace(plan[0], users=users, real=real), trainer, self._before, 0, move_last=True)
 
     def _sums(
@@ -279,8 +281,8 @@ class Shard:
             upload.limit(largest * unit * float(counts.sum()))
             upload.sums[index] = exact_product(member, units.mul_(unit).round_(), upload.bound).cpu()
         upload.weights_down += upload.weights_up
-        for index, vector in enumerate(self.layout.uploaded):
-            if vector.table is not None and len(upload.weights[index]) > 1:
+        for vector in self.layout.uploaded:
+            if vector.table is not None and self.settings.table_mean == "touched":
                 upload.weights_down -= vector.table.rows * len(users)  # the counts beside a table go up only
         upload.participants = len(users)
         upload.rows = int(count.sum())

@@ -1,6 +1,7 @@
 """Methods: each a model and a scope for every parameter, or a baseline that only scores."""
 
 from fedpa.methods.baselines import FrozenFoundation, TwoCounters
+from fedpa.methods.biases import Biases
 from fedpa.methods.ditto import Ditto
 from fedpa.methods.fedavg import FedAvg, FedProx
 from fedpa.methods.fedmf import FedMF
@@ -29,6 +30,7 @@ from fedpa.methods.trees import Trees
 
 __all__ = [
     "Baseline",
+    "Biases",
     "Ditto",
     "FFALoRA",
     "FedAvg",

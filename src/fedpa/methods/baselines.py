@@ -30,6 +30,11 @@ class TwoCounters(Baseline):
     needs_foundation = False
     seeds_matter = False
 
+    @property
+    def inputs(self) -> str:
+        """Nothing but counts."""
+        return "counters"
+
     def scores(self, foundation: Foundation | None, dataset: Dataset, rows: ShardRows) -> npt.NDArray[Any]:
         """Click probabilities [rows]."""
         return two_counter_scores(

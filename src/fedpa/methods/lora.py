@@ -13,17 +13,18 @@ start for ever and B is averaged; Guo et al., *Selective Aggregation for Low-Ran
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
+from pydantic import Field
 
 from fedpa.data.dataset import Dataset
 from fedpa.federation.parameters import FROZEN, PERSONAL, SHARED, Scope
 from fedpa.methods.method import Family, FederatedMethod, register
-from fedpa.models.adapted import AdaptedMLP, AdapterSettings
+from fedpa.models.adapted import AdaptedMLP, AdapterSettings, adapter_inputs
 from fedpa.models.foundation import Foundation
 
-__all__ = ["FFALoRA", "FedIT", "FedSALoRA", "LoRAMethod", "LoRASettings", "PersonalLoRA"]
+__all__ = ["STEPS", "FFALoRA", "FedIT", "FedSALoRA", "LoRAMethod", "LoRASettings", "PersonalLoRA"]
 
 _HEADS = {"shared": SHARED, "personal": PERSONAL, "frozen": FROZEN}
 
@@ -37,10 +38,16 @@ class LoRASettings(AdapterSettings):
         Who trains the output head.
     """
 
-    groups: tuple[str, ...] | None = ()
-    gate: bool = False
-    personal_embedding: bool = False
+    # One adapter a layer is all there is; the other parts are FedPA's.
+    groups: tuple[str, ...] | None = Field((), max_length=0)
+    gate: Literal[False] = False
+    personal_embedding: Literal[False] = False
+    wide: Literal[False] = False
     head: Literal["shared", "personal", "frozen"] = "shared"
+
+
+STEPS: Mapping[str, Any] = {"optimizer": "sgd", "lr": 0.1, "epochs": 2, "alpha": 4.0, "personal_decay": 10.0}
+"""The steps of FedPA's default preset, so that presets differ in the adapter alone."""
 
 
 class LoRAMethod(FederatedMethod):
@@ -48,8 +55,14 @@ class LoRAMethod(FederatedMethod):
 
     family: ClassVar[Family] = "adapter"
     settings_type = LoRASettings
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"default": STEPS}
     factors: ClassVar[tuple[Scope, Scope]]
     """Scopes of A and of B."""
+
+    @property
+    def inputs(self) -> str:
+        """Item ids too, where there are biases of items."""
+        return adapter_inputs(cast(LoRASettings, self.settings))
 
     def scope(self, name: str) -> Scope:
         """The scope of a factor, or of the head."""

@@ -60,6 +60,8 @@ class Method(ABC):
         Presets that a comparison runs, each with the title of its row.
     held : mapping
         By preset the settings that make it what it is, so that no tuning may choose them; ``"*"`` holds all.
+    follows : mapping
+        By preset the preset whose chosen settings it takes but for those that it holds: an ablation, not tuned itself.
     seeds_matter : bool
         Whether another seed, and with it another foundation, may give other scores.
     """
@@ -68,6 +70,7 @@ class Method(ABC):
     family: ClassVar[Family] = "adapter"
     compared: ClassVar[Mapping[str, str]] = {}
     held: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    follows: ClassVar[Mapping[str, str]] = {}
     settings_type: ClassVar[type[Settings]] = Settings
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"default": {}}
     needs_foundation: ClassVar[bool] = True
@@ -104,7 +107,11 @@ class Method(ABC):
             If the preset or a setting is unknown or invalid.
         """
         if preset not in cls.presets:
-            raise ConfigError(f"method {cls.name}: unknown preset {preset!r}, known: {', '.join(sorted(cls.presets))}")
+            near = difflib.get_close_matches(preset, cls.presets, 1)
+            raise ConfigError(
+                f"method {cls.name}: unknown preset {preset!r}, known: {', '.join(sorted(cls.presets))}",
+                f"write {near[0]}" if near else "name one of these, or leave it out",
+            )
         merged = {**cls.presets[preset], **values}
         return cls(cls.settings_type.checked(merged, f"method {cls.name}"))
 

@@ -1,7 +1,8 @@
 """Adaptation on the device alone, with nothing to upload: the yardsticks that a federation has to beat.
 
-`LocalOnly` has all of FedPA's parts and shares none: a method whose result it reaches learnt nothing from others, and a
-result that only sharing can explain, on data where nothing is shared, is a leak.
+`LocalOnly` has FedPA's parts but for what only several users can have (group-level parts, item biases) and shares
+none: a method whose result it reaches learnt nothing from others, and a result that only sharing can explain, on data
+where nothing is shared, is a leak.
 """
 
 from __future__ import annotations
@@ -10,13 +11,13 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from fedpa.federation.parameters import FROZEN, PERSONAL, Scope
-from fedpa.methods.fedpa import FedPA
-from fedpa.methods.lora import LoRAMethod
+from fedpa.methods.fedpa import BEST, FedPA
+from fedpa.methods.lora import STEPS, LoRAMethod
 from fedpa.methods.method import Family, register
 
 __all__ = ["HeadOnly", "LocalOnly", "UserBias"]
 
-_NOTHING: Mapping[str, Any] = {"lora": False}
+_NOTHING: Mapping[str, Any] = {**STEPS, "lora": False}
 
 
 @register
@@ -26,10 +27,10 @@ class UserBias(LoRAMethod):
     name = "user-bias"
     family: ClassVar[Family] = "device"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "default": {**_NOTHING, "head": "frozen", "personal_bias": True, "lr": 0.1}
+        "default": {**_NOTHING, "head": "frozen", "personal_bias": True}
     }
     compared: ClassVar[Mapping[str, str]] = {"default": "user bias only"}
-    held: ClassVar[Mapping[str, tuple[str, ...]]] = {"default": ("personal_bias",)}
+    held: ClassVar[Mapping[str, tuple[str, ...]]] = {"default": ("personal_bias", "item_bias")}
     factors = (FROZEN, FROZEN)
 
 
@@ -41,6 +42,7 @@ class HeadOnly(LoRAMethod):
     family: ClassVar[Family] = "device"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"default": {**_NOTHING, "head": "personal"}}
     compared: ClassVar[Mapping[str, str]] = {"default": "head only"}
+    held: ClassVar[Mapping[str, tuple[str, ...]]] = {"default": ("item_bias",)}
     factors = (FROZEN, FROZEN)
 
 
@@ -50,8 +52,10 @@ class LocalOnly(FedPA):
 
     name = "local-only"
     family: ClassVar[Family] = "device"
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"default": {"groups": ()}}
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"default": {**BEST, "groups": (), "item_bias": False}}
     compared: ClassVar[Mapping[str, str]] = {"default": "local-only adapters"}
+    held: ClassVar[Mapping[str, tuple[str, ...]]] = {"default": ("item_bias",)}
+    follows: ClassVar[Mapping[str, str]] = {}
 
     def scope(self, name: str) -> Scope:
         """Everything is personal."""

@@ -32,7 +32,7 @@ from fedpa.models.foundation import Foundation
 from fedpa.models.products import gather_rows, rows_times, split_times
 from fedpa.settings import Settings
 
-__all__ = ["AdaptedMLP", "AdapterSettings"]
+__all__ = ["AdaptedMLP", "AdapterSettings", "adapter_inputs"]
 
 
 class AdapterSettings(Settings):
@@ -81,6 +81,11 @@ class AdapterSettings(Settings):
     wide_rate: Annotated[float, Field(gt=0)] = 1.0
     item_bias: bool = False
     item_rate: Annotated[float, Field(gt=0)] = 1.0
+
+
+def adapter_inputs(settings: AdapterSettings) -> str:
+    """What an adapted backbone may read of a row, for a table."""
+    return "features, counters, item ids" if settings.item_bias else "features, counters"
 
 
 class AdaptedMLP:

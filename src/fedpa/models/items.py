@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Annotated
 
@@ -74,7 +75,7 @@ class ItemIdModel:
         self._items = dataset.n_items
         self._backbone = None
         if settings.on_foundation and foundation is not None:
-            self._backbone = foundation.model.to(device, settings.torch_dtype)
+            self._backbone = copy.deepcopy(foundation.model).to(device, settings.torch_dtype)
             self._user_codes = torch.from_numpy(dataset.user_codes).to(device)
             self._item_codes = torch.from_numpy(dataset.item_codes).to(device)
         tables, parameters = self.parts()

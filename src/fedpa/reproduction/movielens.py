@@ -9,6 +9,7 @@ round with the best validation HR@10 counts. See `fedpa.reproduction.negatives` 
 from __future__ import annotations
 
 import contextlib
+import difflib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -160,11 +161,13 @@ def _chosen(
 ) -> dict[str, FederatedMethod]:
     for key, value, least in (("rounds", rounds, 1), ("seeds", seeds, 1), ("draws", draws, 2)):
         if value < least:
-            raise ConfigError(f"{key}: found {value}, expected {least} or more")
+            raise ConfigError(f"{key}: found {value}, expected {least} or more", "give a larger number")
     if protocol not in (*PROTOCOLS, "both"):
         raise ConfigError(f"protocol: found {protocol!r}, expected {', '.join(PROTOCOLS)} or both")
     if unknown := [method for method in methods if method not in METHODS]:
-        raise ConfigError(f"methods: found {unknown[0]!r}, expected some of {', '.join(METHODS)}")
+        near = difflib.get_close_matches(unknown[0], METHODS, 1, cutoff=0.7)
+        fix = f"write {near[0]}" if near else "leave it out"
+        raise ConfigError(f"methods: found {unknown[0]!r}, expected some of {', '.join(METHODS)}", fix)
     if not methods:
         raise ConfigError("methods: found none", f"name some of {', '.join(METHODS)}")
     if "rounds" in settings:

@@ -12,10 +12,21 @@ import yaml
 from pydantic import Field
 
 from fedpa.errors import ConfigError
-from fedpa.methods import Baseline, find_method, method_names, parse_spec
+from fedpa.methods import Baseline, Method, find_method, method_names, parse_spec
 from fedpa.settings import StrictSettings
 
 __all__ = ["Range", "Ranges", "load_ranges"]
+
+_KEYS = ("tried", "common", "methods")
+_ON_THE_SERVER = (
+    "weighting",
+    "server_optimizer",
+    "server_lr",
+    "server_momentum",
+    "proximal",
+    "table_mean",
+    "table_prior",
+)
 
 Number = Annotated[int | float, Field(allow_inf_nan=False)]
 
@@ -66,6 +77,14 @@ class Range(StrictSettings):
         return self.low <= value <= self.high
 
 
+def _accepts(method: type[Method], key: str, value: Any) -> bool:
+    try:
+        method.settings_type.checked({key: value}, method.name)
+    except ConfigError:
+        return False
+    return True
+
+
 class Ranges:
     """The ranges of all methods.
 
@@ -83,9 +102,10 @@ class Ranges:
     """
 
     def __init__(self, content: object, where: str) -> None:
-        if not isinstance(content, Mapping) or set(content) != {"common", "methods"}:
-            raise ConfigError(f"{where}: expected the keys common and methods")
+        if not isinstance(content, Mapping) or not {"common", "methods"} <= set(content) <= {*_KEYS}:
+            raise ConfigError(f"{where}: expected the keys common and methods, and perhaps tried")
         self._where = where
+        self._tried = dict(content.get("tried") or {})
         self._common = self._section("common", content["common"])
         self._methods = {
             str(name): self._section(str(name), found) for name, found in (content["methods"] or {}).items()
@@ -110,13 +130,34 @@ class Ranges:
             If the method or its preset is unknown.
         """
         name, preset = parse_spec(spec)
+        if preset in find_method(name).follows:
+            return {}
         held = find_method(name).held.get(preset, ())
         return {key: found for key, found in self._offered(name).items() if "*" not in held and key not in held}
+
+    def tried(self, spec: str) -> dict[str, Any]:
+        """What is tried after the preset: settings that the method has and its preset does not hold."""
+        name, preset = parse_spec(spec)
+        method = find_method(name)
+        held = method.held.get(preset, ())
+        if issubclass(method, Baseline) or "*" in held or preset in method.follows:
+            return {}
+        full = method.configured(preset, {}).settings.model_dump()
+        fields = method.settings_type.model_fields
+        narrowed = self._methods.get(name, {})
+        wanted = {
+            key: value
+            for key, value in self._tried.items()
+            if key in fields and key not in held and (key not in narrowed or narrowed[key].contains(value))
+        }
+        return {key: value for key, value in wanted.items() if value != full[key] and _accepts(method, key, value)}
 
     def _offered(self, name: str) -> dict[str, Range]:
         method = find_method(name)
         # What needs no federation reads none of the common settings, though its settings have them.
         common = {} if issubclass(method, Baseline) else self._common
+        if method.family == "device":  # nothing is uploaded
+            common = {key: found for key, found in common.items() if key not in _ON_THE_SERVER}
         both = {**common, **self._methods.get(name, {})}
         return {key: found for key, found in both.items() if key in method.settings_type.model_fields}
 
@@ -162,5 +203,5 @@ def load_ranges(path: Path | None = None) -> Ranges:
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{file}: cannot be read ({error})") from None
+        raise ConfigError(f"{file}: cannot be read ({error})", "give a YAML file of ranges, or none") from None
     return Ranges(content, str(file))

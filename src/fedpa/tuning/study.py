@@ -31,11 +31,11 @@ class Next(NamedTuple):
     Attributes
     ----------
     number : int
-        0 is the preset itself.
+        0 is the preset itself, 1 what every method tries, if that is anything else.
     settings : dict
         Over the preset's.
     handle : optuna.Trial or None
-        None for the preset.
+        None for what was not drawn.
     """
 
     number: int
@@ -59,12 +59,21 @@ class MethodStudy:
     preset : mapping
         Settings of the preset, whose value is trial 0.
     seed : int
+    tried : mapping
+        Settings over the preset's, whose value is trial 1; none of them: there is no such trial.
     """
 
     def __init__(
-        self, storage: BaseStorage, name: str, ranges: Mapping[str, Range], preset: Mapping[str, Any], seed: int
+        self,
+        storage: BaseStorage,
+        name: str,
+        ranges: Mapping[str, Range],
+        preset: Mapping[str, Any],
+        seed: int,
+        tried: Mapping[str, Any] | None = None,
     ) -> None:
         self.name, self.ranges, self.preset, self.seed = name, ranges, preset, seed
+        self.tried = dict(tried or {})
         self._study = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
         # Nobody else is at work in this storage: what is said to run was cut off.
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
@@ -80,6 +89,8 @@ class MethodStudy:
         number = len(self.finished)
         if not number:
             return Next(0, {}, None)
+        if number == 1 and self.tried:
+            return Next(1, self.tried, None)
         self._study.sampler = optuna.samplers.TPESampler(
             n_startup_trials=_RANDOM_TRIALS, seed=derive_seed(self.seed, f"{self.name}/{number}") % 2**32
         )
@@ -99,17 +110,18 @@ class MethodStudy:
             state = TrialState.FAIL if value is None else TrialState.COMPLETE
             self._study.tell(one.handle, value, state=state)
             return
-        # The preset may lie outside of the ranges, which a trial that is asked for may not.
+        # These may lie outside of the ranges, which a trial that is asked for may not.
+        full = {**self.preset, **one.settings}
         offered = {
             key: found
             for key, found in self.ranges.items()
-            if found.contains(self.preset[key]) and all(self.preset[other] in found.when[other] for other in found.when)
+            if found.contains(full[key]) and all(full[other] in found.when[other] for other in found.when)
         }
         self._study.add_trial(
             create_trial(
                 state=TrialState.FAIL if value is None else TrialState.COMPLETE,
                 value=value,
-                params={key: self.preset[key] for key in offered},
+                params={key: full[key] for key in offered},
                 distributions={key: _distribution(found) for key, found in offered.items()},
                 user_attrs=facts,
             )

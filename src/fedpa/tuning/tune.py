@@ -46,7 +46,8 @@ def tune(
     """Run trials of every method and keep the best settings of each.
 
     Trials never see a private user: part of the open users play their role, around a foundation that was pre-trained on
-    the rest. Trial 0 of a method is its preset, and the others draw from ranges that are fixed beforehand in a file.
+    the rest. Trial 0 of a method is its preset, trial 1 what the file of ranges has every method try, and
+    the others draw from the ranges of that file.
     Finished trials are kept: called again with the same folder, only what is missing is run. Work is done in processes
     of their own; a script that calls this guards itself with ``if __name__ == "__main__":``.
 
@@ -88,12 +89,13 @@ def tune(
     out = Path(out)
     specs = compared_methods(methods)
     check_task(task)
-    if trials < 1:
-        raise ConfigError(f"trials: found {trials}, expected at least 1")
+    for name, number, least in (("trials", trials, 1), ("jobs", jobs, 1), ("seed", seed, 0)):
+        if number is not None and number < least:
+            raise ConfigError(f"{name}: found {number}, expected at least {least}", "give a larger number")
     given = load_ranges(ranges)
+    mine = applicable(settings or {}, specs)
     with claimed(out, "tuning") as scratch, _storage(out) as storage:
         pseudo = _pseudo(dataset, task, seed, out / "work", say)
-        mine = applicable(settings or {}, specs)
         studies = {spec: _study(storage, spec, given, mine[spec], task, pseudo, seed) for spec in specs}
         with Workers(jobs or len(os.sched_getaffinity(0))) as workers:
             work = Trials(studies, dataset, pseudo, out, scratch, workers, task, trials, seed, mine, say)
@@ -146,6 +148,7 @@ def _study(
     full = find_method(name).configured(preset, settings).settings.model_dump()
     offered = {key: found for key, found in ranges.of(spec).items() if key not in settings}
     drawn = {key: found.model_dump(mode="json") for key, found in offered.items()}
-    depends = [task, spec, pseudo.hash, seed, version("fedpa"), plain(full), drawn]
+    tried = {key: value for key, value in ranges.tried(spec).items() if key not in settings}
+    depends = [task, spec, pseudo.hash, seed, version("fedpa"), plain(full), drawn, tried]
     digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
-    return MethodStudy(storage, f"{task} {spec} {digest}", offered, full, seed)
+    return MethodStudy(storage, f"{task} {spec} {digest}", offered, full, seed, tried)

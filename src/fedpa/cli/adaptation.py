@@ -1,0 +1,215 @@
+"""Verbs from a foundation to recommendations."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedpa.cli.options import (
+    INTERRUPTED,
+    DatasetArgument,
+    Device,
+    Json,
+    MovedDataset,
+    MovedFoundation,
+    Overwrite,
+    RunArgument,
+    Seed,
+    Set,
+    example,
+    open_run,
+    settings_of,
+    stop,
+    watched,
+)
+from fedpa.cli.show import ranked, show, show_foundation, show_rich, show_table
+
+if TYPE_CHECKING:
+    from fedpa.run import Run
+
+__all__ = ["verbs"]
+
+verbs = typer.Typer()
+
+
+@verbs.command(epilog=example("fedpa pretrain dataset --out foundation --set epochs=20"))
+def pretrain(
+    dataset: DatasetArgument,
+    out: Annotated[Path, typer.Option("--out", metavar="FOUNDATION", help="Folder to write.")],
+    set_: Set = None,
+    device: Device = "cpu",
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Train a foundation on the open users of a data set."""
+    from fedpa.data.dataset import load_dataset
+    from fedpa.models.pretrain import pretrain as pretrained
+
+    settings = settings_of(pretrained, set_)
+    foundation = pretrained(
+        load_dataset(dataset),
+        out=out,
+        seed=seed,
+        device=device,
+        overwrite=overwrite,
+        progress=watched(),
+        **settings,
+    )
+    show_foundation(foundation, out, as_json)
+
+
+@verbs.command(
+    epilog=example(
+        "fedpa adapt foundation dataset --out run --set rounds=20",
+        "fedpa adapt - dataset --out counters --method two-counters",
+        "fedpa adapt foundation dataset --out mine --method my_file.py:MyMethod",
+    )
+)
+def adapt(
+    foundation: Annotated[
+        str, typer.Argument(metavar="FOUNDATION", help="Folder that `fedpa pretrain` wrote; - for none.")
+    ],
+    dataset: DatasetArgument,
+    out: Annotated[Path, typer.Option("--out", metavar="RUN", help="Folder to write.")],
+    method: Annotated[str, typer.Option("--method", help="See `fedpa methods`; or my_file.py:MyMethod.")] = "fedpa",
+    preset: Annotated[str, typer.Option("--preset", help="Named settings of the method.")] = "default",
+    set_: Set = None,
+    device: Device = "cpu",
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Adapt a foundation to the private users of a data set, round by round; Ctrl-C keeps the best round so far."""
+    from fedpa.adaptation import adapt as adapted
+    from fedpa.data.dataset import load_dataset
+    from fedpa.models.foundation import load_foundation
+
+    settings = settings_of(adapted, set_)
+    run = adapted(
+        None if foundation == "-" else load_foundation(foundation),
+        load_dataset(dataset),
+        out=out,
+        method=method,
+        preset=preset,
+        seed=seed,
+        device=device,
+        overwrite=overwrite,
+        progress=watched(),
+        foundation_path=None if foundation == "-" else foundation,
+        **settings,
+    )
+    show({"run": str(out), **run.summary}, as_json)
+    if run.summary["interrupted"]:
+        stop(f"interrupted: {out} holds the best round so far", INTERRUPTED)
+
+
+@verbs.command(
+    epilog=example("fedpa evaluate run --bootstrap 1000", "fedpa evaluate run --top-k 10 --ranking-users 2000")
+)
+def evaluate(
+    run: RunArgument,
+    part: Annotated[str, typer.Option("--part", help="train, val, test, unbiased or cold.")] = "test",
+    bootstrap: Annotated[int, typer.Option("--bootstrap", help="Draws of users for 95% intervals; 0: none.")] = 0,
+    top_k: Annotated[int | None, typer.Option("--top-k", help="Also rank the whole catalogue.")] = None,
+    ranking_users: Annotated[int | None, typer.Option("--ranking-users", help="Rank for so many users only.")] = None,
+    predictions: Annotated[
+        bool, typer.Option("--predictions/--no-predictions", help="Write every score to RUN/predictions.parquet.")
+    ] = True,
+    dataset: MovedDataset = None,
+    foundation: MovedFoundation = None,
+    as_json: Json = False,
+) -> None:
+    """Compare a run with the two counters, the frozen foundation and, for synthetic data, the oracle."""
+    opened = open_run(run, dataset, foundation)
+    report = opened.evaluate(part, bootstrap=bootstrap, top_k=top_k, ranking_users=ranking_users)
+    yardsticks = report if part == "cold" else opened.yardsticks(part, bootstrap=bootstrap)
+    result = {"run": str(run), "part": part, "metrics": report, "yardsticks": yardsticks}
+    if predictions:
+        result["predictions"] = str(_write_predictions(opened))
+    if as_json:
+        show(result, as_json)
+        return
+    show_table(yardsticks, f"{run}, {part} rows of private users")
+    if "ranking" in report:
+        show(report["ranking"], as_json)
+    if predictions:
+        typer.echo(f"every score: {result['predictions']}")
+
+
+@verbs.command(epilog=example("fedpa recommend run --user 42 -k 5"))
+def recommend(
+    run: RunArgument,
+    user: Annotated[str, typer.Option("--user", metavar="ID", help="As in the raw data.")],
+    k: Annotated[int, typer.Option("-k", help="Number of items.")] = 10,
+    dataset: MovedDataset = None,
+    foundation: MovedFoundation = None,
+    as_json: Json = False,
+) -> None:
+    """List the best items that a user has not seen, with the weight of every branch."""
+    found = open_run(run, dataset, foundation).recommender.recommend(user, k)
+    if as_json:
+        show(found.as_dict(), as_json)
+        return
+    show_rich(ranked(found.items, {"click": found.scores, **found.gates}))
+    for note in found.notes:
+        typer.echo(f"note: {note}", err=True)
+
+
+@verbs.command(epilog=example("fedpa forget run --user 42"))
+def forget(
+    run: RunArgument,
+    user: Annotated[str, typer.Option("--user", metavar="ID", help="As in the raw data.")],
+    dataset: MovedDataset = None,
+    foundation: MovedFoundation = None,
+    as_json: Json = False,
+) -> None:
+    """Erase a user's personal parameters from a run, and say what that cannot undo."""
+    show(open_run(run, dataset, foundation).forget(user), as_json)
+
+
+@verbs.command(
+    "import-reference", epilog=example("fedpa import-reference model.pth --dataset reference --out foundation")
+)
+def import_reference(
+    file: Annotated[Path, typer.Argument(metavar="FILE.pth", help="Checkpoint of the published code.")],
+    dataset: Annotated[Path, typer.Option("--dataset", metavar="DATASET", help="Prepared with reference features.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FOUNDATION", help="Folder to write.")],
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Make a foundation of a published checkpoint; no code of the file is run."""
+    from fedpa.data.dataset import load_dataset
+    from fedpa.models.published import import_reference as imported
+
+    foundation = imported(file, load_dataset(dataset))
+    foundation.save(out, overwrite=overwrite)
+    show_foundation(foundation, out, as_json)
+
+
+@verbs.command(epilog=example("fedpa methods"))
+def methods(as_json: Json = False) -> None:
+    """List the methods and their presets."""
+    from fedpa.methods import find_method, method_names
+
+    found = {
+        name: {
+            "about": inspect.getdoc(method := find_method(name)).partition("\n")[0],  # type: ignore[union-attr]
+            "presets": sorted(method.presets),
+            "needs_foundation": method.needs_foundation,
+        }
+        for name in method_names()
+    }
+    show(found, as_json)
+
+
+def _write_predictions(run: Run) -> Path:
+    from fedpa.artifacts import replace_file
+
+    path = run.path / "predictions.parquet"
+    with replace_file(path) as fresh:
+        run.predictions().write_parquet(fresh)
+    return path
