@@ -146,10 +146,13 @@ def reading(results: Results, task: TaskResults) -> list[str]:
         "means differ by less than they are uncertain. Whether two methods differ is read off the difference, which "
         "is taken within every draw, on the same users: where its interval holds zero, the order of the means says "
         "nothing.",
-        f"p is two-sided and corrected for all {tests} methods that are compared with the same reference (Holm).",
-        "Up and down are bytes per user and round; device ms is the time one user's training takes per round, and "
-        "on the device is the number of weights a device stores for itself. Best round and rounds to 99% are medians "
-        "over seeds, with their range.",
+        f"p is two-sided and corrected (Holm) for all {tests} methods that are compared with the same reference in the "
+        "same metric; other references and metrics are families of their own. A few seeds cannot say how much seeds "
+        "differ: intervals are mostly about users.",
+        "Up and down are bytes per user and round; device ms is one user's share of a round's training time in this "
+        "simulation, where hundreds are trained at once, so it compares methods and is not a phone's time; on the "
+        "device is the number of weights a device stores for itself, what it keeps of shared tables included whole. "
+        "Best round and rounds to 99% are medians over seeds, with their range.",
     ]
     least = least_p(results.draws, tests)
     if tests and least > 1 - results.level + 1e-9:
