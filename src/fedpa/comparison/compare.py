@@ -21,7 +21,7 @@ from fedpa.comparison.results import Results
 from fedpa.comparison.workers import Outcome, Workers
 from fedpa.data.dataset import Dataset
 from fedpa.errors import ConfigError
-from fedpa.tuning.chosen import read_chosen
+from fedpa.tuning.chosen import data_name, read_chosen
 
 __all__ = ["compare"]
 
@@ -95,7 +95,7 @@ def compare(
         read_chosen(Path(tuned))
     with claimed(out, "comparison") as scratch:
         datasets = {task: task_dataset(dataset, task, out / "work", say) for task in tasks}
-        planned = plan(specs, datasets, seeds, dataset.manifest["source"], tuned, settings or {})
+        planned = plan(specs, datasets, seeds, data_name(dataset), tuned, settings or {})
         with Workers(jobs or len(os.sched_getaffinity(0))) as workers:
             work = _Work(planned, datasets, out, scratch, workers, say)
             failed = work.run(progress)

@@ -13,9 +13,10 @@ from typing import Any
 import yaml
 
 from fedpa.artifacts import replace_file
+from fedpa.data.dataset import Dataset
 from fedpa.errors import ConfigError
 
-__all__ = ["Chosen", "chosen_settings", "read_chosen", "write_chosen"]
+__all__ = ["Chosen", "chosen_settings", "data_name", "read_chosen", "write_chosen"]
 
 _KEYS = ("settings", "trials", "value", "preset_value")
 
@@ -43,13 +44,19 @@ class Chosen:
 AllChosen = dict[tuple[str, str], Chosen]
 
 
+def data_name(dataset: Dataset) -> str:
+    """What settings are chosen for: source, label, features and split, as in ``kuaisar-r-click-causal-per-user``."""
+    settings = dataset.manifest["settings"]
+    return "-".join([dataset.manifest["source"], dataset.label_name, settings["features"], settings["split"]])
+
+
 def chosen_settings(source: str, task: str, spec: str) -> Chosen | None:
     """What this package ships for a data set.
 
     Parameters
     ----------
     source : str
-        The data set's name, ``dataset.manifest["source"]``.
+        The data set's `data_name`.
     task : {"click", "topk"}
     spec : str
         ``method`` or ``method+preset``.
