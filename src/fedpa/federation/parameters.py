@@ -122,8 +122,8 @@ class Block:
 class Table:
     """A parameter of which a user needs only the rows that its own data touch, such as item embeddings.
 
-    In memory a user has those rows alone; on the wire the table is always whole, so that a message's size says nothing of
-    the rows that a user touched.
+    In memory a user has those rows alone; on the wire the table is always whole, so that a message's size says nothing
+    of the rows that a user touched.
 
     Attributes
     ----------
