@@ -88,3 +88,11 @@ def test_mistakes_are_named() -> None:
 
 def test_scopes_read_well() -> None:
     assert [str(scope) for scope in (SHARED, PERSONAL, group("city"))] == ["shared", "personal", "group(city)"]
+    assert str(Scope("shared", keeps=True)) == "shared, kept"
+    assert str(Scope("group", "city", keeps=True)) == "group(city), kept"
+
+
+def test_what_a_device_keeps_of_what_it_shares_is_counted_apart() -> None:
+    blocks = [Block(name, (parameter(name, size),)) for name, size in (("s", 3), ("k", 5), ("p", 7))]
+    layout = Layout(blocks, lambda name: Scope("shared", keeps=True) if name == "k" else rule(name), {})
+    assert layout.sizes_by_scope() == {"shared": 3, "shared, kept": 5, "personal": 7}

@@ -224,6 +224,35 @@ def test_what_is_forgotten_is_made_again_before_scoring(tmp_path: Path, keep_opt
         np.testing.assert_allclose(engine.scores(), expected, **EXACT)
 
 
+@pytest.mark.parametrize("forgets", [False, True])
+def test_the_prior_holds_before_scoring_too(tmp_path: Path, forgets: bool) -> None:
+    """A step on b, then towards its start by k = lr lambda / rows: d' = (d - lr g) / (1 + k); a feels nothing of it."""
+
+    class Scored(Toy):
+        forgets_personal = forgets
+
+        def before_scoring(self, settings: Settings) -> tuple[Phase, ...]:
+            return (Phase(2, (is_b,)),)
+
+    decay = 3.0
+    engine = engine_of(tmp_path, Scored, personal_decay=decay)
+
+    def stepped(distance: float, a: float, labels: list[int]) -> float:
+        moved = distance - LR * slope(a + 0.1 + distance, labels)
+        return moved / (1 + LR * decay / len(labels))
+
+    engine.round(1)
+    a = shared(engine)
+    expected = []
+    for labels in LABELS:
+        distance = 0.0 if forgets else stepped(0.0, 0.1, labels)
+        for _ in range(2):
+            distance = stepped(distance, a, labels)
+        expected += [1 / (1 + np.exp(-a - 0.1 - distance))] * len(labels)
+    for _ in range(2):  # scoring leaves nothing behind
+        np.testing.assert_allclose(engine.scores(), expected, **EXACT)
+
+
 def test_adam_before_scoring_knows_nothing_of_the_rounds(tmp_path: Path) -> None:
     class Rebuilt(Toy):
         forgets_personal = True

@@ -239,8 +239,9 @@ def test_one_step_by_hand(tmp_path: Path, weighting: str) -> None:
 class _Biases:
     """A logit that is a shared bias per item, so that a click at first pushes it by one half, a view by minus that."""
 
-    def __init__(self) -> None:
-        table = Table("bias", 5, 1, torch.zeros(5, 1, dtype=torch.float64), lambda items, _: items[..., None])
+    def __init__(self, items: int = 5) -> None:
+        start = torch.zeros(items, 1, dtype=torch.float64)
+        table = Table("bias", items, 1, start, lambda items, _: items[..., None])
         self.layout = Layout([], lambda _: SHARED, {}, [table])
 
     def forward(self, blocks: Any, batch: Any) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -284,6 +285,18 @@ def test_rows_of_a_table_move_by_the_mean_of_those_who_touched_them(
     assert upload.weights[0].tolist() == weights
     counts = 2 * 5 if values["table_mean"] == "touched" else 0
     assert (upload.weights_up, upload.weights_down) == (2 * 5 + counts, 2 * 5)
+
+
+@pytest.mark.parametrize(("table_mean", "up"), [("participants", 3), ("touched", 2 * 3)])
+def test_counts_of_a_table_of_one_row_go_up_only(tmp_path: Path, table_mean: str, up: int) -> None:
+    data = toy(3, np.array([2, 4, 3]), items=1)
+    data._rows["part"][:] = Part.TRAIN
+    settings = Settings.checked({"table_mean": table_mean}, "settings of a test")
+    model = _Biases(items=1)
+    rows = ShardRows.of(data, None, dtype=torch.float32, device=CPU)
+    store = Shard.new_store(model, rows, settings, tmp_path)
+    upload = Shard(model, rows, settings, store, seed=0).round(Server(model.layout, torch.float32, settings).state, 1)
+    assert (upload.participants, upload.weights_up, upload.weights_down) == (3, up, 3)
 
 
 def test_nothing_personal_or_frozen_is_in_the_upload(tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 
-from arrays import ArrayDataset, ToyEngine, toy, toy_engine
+from arrays import CPU, ArrayDataset, ToyEngine, toy, toy_engine, toy_foundation
 from fedpa.data.dataset import Part
 from fedpa.errors import FedpaError
 from fedpa.methods import FrozenFoundation
@@ -158,6 +159,16 @@ def test_above_a_foundation_it_starts_at_the_foundation(tmp_path: Path) -> None:
     before = engine.scores()
     engine.round(1)
     assert (np.abs(engine.scores() - before) > 1e-3).any()
+
+
+def test_the_callers_foundation_keeps_its_type() -> None:
+    data = toy(8, np.full(8, 10))
+    foundation = toy_foundation(data)
+    before = {name: value.clone() for name, value in foundation.model.state_dict().items()}
+    method("foundation", dtype="float64").build(foundation, data, 0, CPU)
+    after = foundation.model.state_dict()
+    assert {name: value.dtype for name, value in after.items()} == {n: value.dtype for n, value in before.items()}
+    assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
 def test_only_a_foundation_below_is_read() -> None:

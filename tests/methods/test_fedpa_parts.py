@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from arrays import CPU, ArrayDataset, ToyEngine, catalogue, newcomer, toy, toy_engine, toy_foundation
+from fedpa.errors import ConfigError
 from fedpa.federation.rows import group_values
-from fedpa.methods.fedpa import FedPA
+from fedpa.methods import compared_specs, title_of
+from fedpa.methods.fedpa import BEST, FedPA
 
 USERS, ITEMS = 12, 20
 SMALL: dict[str, Any] = {"rank": 2, "gate_hidden": (3, 2), "dtype": "float64"}
@@ -158,6 +160,52 @@ def test_a_preset_lacks_exactly_its_part(preset: str) -> None:
     assert {key: value for key, value in after.items() if value != before[key]} == changed
     assert names(preset) == EVERYTHING - lacking
     assert preset in FedPA.compared
+
+
+def test_an_ablation_is_the_default_without_what_it_holds() -> None:
+    """It follows the default's chosen settings, but no tuning gives it back what it is without."""
+    assert FedPA.follows == dict.fromkeys(WITHOUT, "default")
+    assert {preset: FedPA.held[preset] for preset in WITHOUT} == {
+        preset: tuple(changed) for preset, (changed, _) in WITHOUT.items()
+    }
+    assert {preset: dict(FedPA.presets[preset]) for preset in WITHOUT} == {
+        preset: {**BEST, **changed} for preset, (changed, _) in WITHOUT.items()
+    }
+    assert FedPA.held.keys() == FedPA.presets.keys()
+    assert FedPA.held["reference"] == ("*",)
+
+
+def test_titles_of_the_rows() -> None:
+    specs = [spec for spec in compared_specs() if spec.partition("+")[0] == "fedpa"]
+    assert [(spec, title_of(spec)) for spec in specs] == [
+        ("fedpa+reference", "FedPA, as published"),
+        ("fedpa+repaired", "FedPA, repaired"),
+        ("fedpa", "FedPA, extended"),
+        ("fedpa+no-user-lora", "- without user-level LoRA"),
+        ("fedpa+no-group-lora", "- without group-level parts"),
+        ("fedpa+no-lora", "- without any LoRA"),
+        ("fedpa+no-gate", "- without gates"),
+        ("fedpa+no-personal-embeddings", "- without personal embeddings"),
+        ("fedpa+no-wide", "- without the wide term"),
+        ("fedpa+no-item-bias", "- without item biases"),
+        ("fedpa+no-user-bias", "- without the user's bias"),
+        ("fedpa+no-prior", "- without the prior"),
+    ]
+
+
+@pytest.mark.parametrize("preset", sorted(FedPA.presets))
+def test_item_ids_are_read_where_items_have_biases(preset: str) -> None:
+    ids = "" if preset in ("reference", "repaired", "no-item-bias") else ", item ids"
+    assert configured(preset).inputs == "features, counters" + ids
+
+
+def test_a_near_preset_is_named() -> None:
+    with pytest.raises(ConfigError, match="unknown preset 'no-gates', known: default, no-gate, ") as caught:
+        configured("no-gates")
+    assert caught.value.fix == "write no-gate"
+    with pytest.raises(ConfigError) as caught:
+        configured("zzz")
+    assert caught.value.fix == "name one of these, or leave it out"
 
 
 def test_published_presets_have_the_published_parts_alone() -> None:

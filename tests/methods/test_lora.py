@@ -13,7 +13,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from arrays import ArrayDataset, ToyEngine, toy, toy_engine
 from fedpa.data.dataset import Part
+from fedpa.errors import ConfigError
 from fedpa.methods import FederatedMethod, find_method
+from fedpa.methods.lora import STEPS
 
 EXACT: dict[str, Any] = {"rtol": 0, "atol": 1e-12}
 USERS, RANK, LR = 6, 2, 0.4
@@ -53,19 +55,21 @@ SCOPES: dict[str, dict[str, set[str]]] = {
     "personal-lora": {"personal": A | B, "shared": HEAD},
     "head-only": {"personal": HEAD},
     "user-bias": {"frozen": HEAD, "personal": {"user_bias"}},
+    "biases": {"frozen": HEAD, "personal": {"user_bias"}},
     "local-only": {"personal": A | B | HEAD | GATES | EMBEDDING},
     "fedpa": {"personal": A | B | EMBEDDING, "shared": GATES | HEAD, **GROUPS},
     "fedpa+no-user-lora": {"personal": EMBEDDING, "shared": GATES | HEAD, **GROUPS},
     "fedpa+no-group-lora": {"personal": A | B | EMBEDDING, "shared": GATES | HEAD},
     "fedpa+no-gate": {"personal": A | B | EMBEDDING, "shared": HEAD, **GROUPS},
     "fedpa+no-personal-embeddings": {"personal": A | B, "shared": GATES | HEAD, **GROUPS},
+    "fedpa+no-lora": {"personal": EMBEDDING, "shared": HEAD},
 }
 every = pytest.mark.parametrize("spec", SCOPES)
 
 
 def configured(spec: str, **values: Any) -> FederatedMethod:
     name, _, preset = spec.partition("+")
-    published = PUBLISHED | {"personal_bias": spec == "user-bias"}
+    published = PUBLISHED | {"personal_bias": spec in ("user-bias", "biases")}
     return cast(FederatedMethod, find_method(name).configured(preset or "default", published | SMALL | values))
 
 
@@ -262,6 +266,96 @@ def test_without_gates_the_start_is_the_foundation(tmp_path: Path, spec: str) ->
     with torch.no_grad():
         expected = engine.foundation.model(*(torch.from_numpy(c).long() for c in codes)).sigmoid()
     np.testing.assert_allclose(engine.scores(), expected.numpy(), **EXACT)
+
+
+def test_the_steps_of_the_presets_are_those_of_fedpas_default() -> None:
+    """So that a row differs from another in the adapter alone; settings that a method lacks aside."""
+    whole = find_method("fedpa").configured("default", {}).settings.model_dump()
+    steps = {"optimizer": "sgd", "lr": 0.1, "epochs": 2, "alpha": 4.0, "personal_decay": 10.0}
+    assert STEPS == steps == {key: whole[key] for key in steps}
+    for name in ("fedit", "ffa-lora", "fedsa-lora", "personal-lora"):
+        assert find_method(name).presets == {"default": steps}
+    none: dict[str, Any] = {**steps, "lora": False}
+    own = {**none, "head": "frozen", "personal_bias": True}
+    assert find_method("head-only").presets == {"default": {**none, "head": "personal"}}
+    assert find_method("user-bias").presets == {"default": own}
+    table = {key: whole[key] for key in ("item_bias", "item_rate", "table_mean", "table_prior")}
+    assert table == {"item_bias": True, "item_rate": 10.0, "table_mean": "touched", "table_prior": 5.0}
+    assert find_method("biases").presets == {"default": own | table}
+    alone = find_method("local-only").configured("default", {}).settings.model_dump()
+    assert {key: value for key, value in alone.items() if value != whole[key]} == {"groups": (), "item_bias": False}
+
+
+@pytest.mark.parametrize("name", ["fedit", "ffa-lora", "fedsa-lora", "personal-lora", "user-bias", "biases"])
+@pytest.mark.parametrize(
+    ("key", "value", "only"),
+    [
+        ("wide", True, "False"),
+        ("gate", True, "False"),
+        ("personal_embedding", 1, "False"),
+        ("groups", ["kind"], "[]"),
+        ("groups", "kind", "[]"),
+        ("groups", None, "[]"),
+    ],
+)
+def test_parts_of_fedpa_are_refused(name: str, key: str, value: Any, only: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        find_method(name).configured("default", {key: value})
+    assert str(caught.value) == (
+        f"method {name}: setting {key!r}: expected {only}, found {value!r}; only fedpa and local-only have this part"
+    )
+
+
+def test_every_mistake_in_the_settings_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"'lr': .* greater than 0, found 0; setting 'wide': expected False, found 2"):
+        find_method("fedit").configured("default", {"wide": 2, "lr": 0})
+    assert find_method("fedit").configured("default", {"wide": False, "groups": []}).settings.model_dump()["rank"] == 4
+
+
+@pytest.mark.parametrize("name", ["fedit", "ffa-lora", "fedsa-lora", "personal-lora", "user-bias", "head-only"])
+def test_inputs_have_item_ids_where_items_have_biases(name: str) -> None:
+    assert find_method(name).configured("default", {}).inputs == "features, counters"
+    assert find_method(name).configured("default", {"item_bias": True}).inputs == "features, counters, item ids"
+    assert find_method("biases").configured("default", {}).inputs == "features, counters, item ids"
+
+
+def test_biases_are_those_of_a_plain_loop(tmp_path: Path) -> None:
+    """The foundation's logit, plus c_i and b_u: gradients are means of probability minus click over a user's rows."""
+    decay, prior, rate = 6.0, 2.0, 3.0
+    chosen = {"personal_decay": decay, "table_prior": prior, "item_rate": rate}
+    method = find_method("biases").configured("default", SMALL | chosen)
+    engine = toy_engine(tmp_path, data(), cast(FederatedMethod, method))
+    found = engine.data
+    codes = found.user_codes[found.user.astype(int)], found.item_codes[found.item.astype(int)], found.context_codes
+    with torch.no_grad():
+        base = engine.foundation.model(*(torch.from_numpy(c).long() for c in codes)).numpy()
+    items, own = np.zeros(found.n_items), np.zeros(USERS)
+    mine, item = found.user.astype(int), found.item.astype(int)
+
+    def clicks(logits: Any) -> Any:
+        return 1 / (1 + np.exp(-logits))
+
+    np.testing.assert_allclose(engine.scores(), clicks(base), **EXACT)
+    for number in (1, 2, 3):
+        change, touched = np.zeros(found.n_items), np.zeros(found.n_items)
+        for user in range(USERS):
+            rows = np.flatnonzero((mine == user) & (found.part == Part.TRAIN))
+            c, b = items.copy(), own[user]
+            for _ in range(2):
+                error = (clicks(base[rows] + c[item[rows]] + b) - found.label[rows]) / len(rows)
+                b = (b - LR * error.sum()) / (1 + LR * decay / len(rows))
+                np.add.at(c, item[rows], -LR * rate * error)
+            own[user] = b
+            change += c - items
+            touched[np.unique(item[rows])] += 1
+        items = items + change / (touched + prior)
+        upload = engine.round(number)
+        np.testing.assert_allclose(engine.server.named()["item_bias"][:, 0].numpy(), items, **EXACT)
+        np.testing.assert_allclose(engine.scores(), clicks(base + items[item] + own[mine]), **EXACT)
+        # A bias and a count per item go up, the biases come down.
+        both = (upload.weights_up, upload.weights_down)
+        assert both == (USERS * 2 * found.n_items, USERS * found.n_items)
+    assert engine.server.named().keys() == {"item_bias"}
 
 
 def test_fedpas_wide_term_item_biases_and_prior(tmp_path: Path) -> None:

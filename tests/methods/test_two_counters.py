@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 
+from fedpa.methods import TwoCounters
 from fedpa.methods.two_counters import two_counter_scores
 
 
@@ -30,3 +31,7 @@ def test_more_clicks_score_higher_and_stay_probabilities() -> None:
     assert (np.diff(scores) > 0).all()
     assert scores.min() > 0
     assert scores.max() < 1
+
+
+def test_it_reads_counters_alone() -> None:
+    assert TwoCounters.configured("default", {}).inputs == "counters"

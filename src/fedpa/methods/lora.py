@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, cast
 
 import torch
-from pydantic import Field
 
 from fedpa.data.dataset import Dataset
 from fedpa.federation.parameters import FROZEN, PERSONAL, SHARED, Scope
@@ -26,6 +25,7 @@ from fedpa.models.foundation import Foundation
 
 __all__ = ["STEPS", "FFALoRA", "FedIT", "FedSALoRA", "LoRAMethod", "LoRASettings", "PersonalLoRA"]
 
+_FEDPAS = ("groups", "gate", "personal_embedding", "wide")
 _HEADS = {"shared": SHARED, "personal": PERSONAL, "frozen": FROZEN}
 
 
@@ -39,11 +39,19 @@ class LoRASettings(AdapterSettings):
     """
 
     # One adapter a layer is all there is; the other parts are FedPA's.
-    groups: tuple[str, ...] | None = Field((), max_length=0)
+    groups: tuple[()] = ()
     gate: Literal[False] = False
     personal_embedding: Literal[False] = False
     wide: Literal[False] = False
     head: Literal["shared", "personal", "frozen"] = "shared"
+
+    @classmethod
+    def _explain(cls, error: Any) -> str:
+        key = str(error["loc"][0]) if error["loc"] else ""
+        if key not in _FEDPAS:
+            return super()._explain(error)
+        only = "[]" if key == "groups" else "False"
+        return f"setting {key!r}: expected {only}, found {error['input']!r}; only fedpa and local-only have this part"
 
 
 STEPS: Mapping[str, Any] = {"optimizer": "sgd", "lr": 0.1, "epochs": 2, "alpha": 4.0, "personal_decay": 10.0}
