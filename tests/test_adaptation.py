@@ -110,7 +110,7 @@ def test_what_a_method_freezes_is_counted_beside_the_foundation(made: Small, tmp
     """FFA-LoRA freezes A, [rank, inputs] of every layer, and shares B [rank, outputs] and the head."""
     found = go(made, tmp_path / "run", method="ffa-lora", rank=3, rounds=1)
     model = made.foundation.model
-    shapes = [layer.weight.shape for layer in model.layers]
+    shapes = [layer.get_parameter("weight").shape for layer in model.layers]
     assert found.summary["parameters"] == {
         "frozen": sum(p.numel() for p in model.parameters()) + 3 * sum(into for _, into in shapes),
         "shared": 3 * sum(out for out, _ in shapes) + model.head.weight.numel() + 1,

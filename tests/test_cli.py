@@ -334,6 +334,7 @@ def test_download_is_the_function_of_the_package(monkeypatch: pytest.MonkeyPatch
     assert asked == {"name": "kuairand-pure", "out": tmp_path / "raw", "overwrite": False, "progress": False}
 
 
+@pytest.mark.slow
 def test_demo_prints_the_table(tmp_path: Path) -> None:
     found = answer("demo", "--dir", tmp_path / "demo", "--users", 120)
     assert [*found["yardsticks"]] == ["two counters", "frozen foundation", "FedPA", "oracle"]
@@ -366,7 +367,7 @@ WRONG: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
     ),
     "compare, preset": (
         ("compare", "DATASET", "--out", "OUT", "--methods", "fedpa+referense"),
-        ("method fedpa: unknown preset 'referense'", "reference"),
+        ("method fedpa: unknown preset 'referense'", "To fix it: write reference"),
     ),
     "compare, no method": (
         ("compare", "DATASET", "--out", "OUT", "--methods", ","),

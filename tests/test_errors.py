@@ -218,6 +218,14 @@ def test_a_split_of_one_class_lacks_metrics_and_is_no_fault(raw: Path, tmp_path:
             ("--preset", "fast"),
             ("method fedpa: unknown preset 'fast', known: default, no-gate, ", "reference, repaired"),
         ),
+        (
+            ("--method", "fedit", "--set", "wide=true"),
+            ("method fedit: setting 'wide': expected False, found True; only fedpa and local-only have this part",),
+        ),
+        (
+            ("--method", "biases", "--set", "groups=[town]"),
+            ("setting 'groups': expected [], found ['town']; only fedpa and local-only have this part",),
+        ),
         (("--set", "rank=0"), ("setting 'rank'", "greater than or equal to 1, found 0")),
         (("--set", "lr=-1"), ("setting 'lr'", "greater than 0, found -1")),
         (("--set", "lr=.nan"), ("setting 'lr'", "found nan")),

@@ -118,6 +118,7 @@ def test_other_settings_are_measured_again(world: Small, finished: Path, tmp_pat
     assert said[0].startswith("all 3 cells are finished")
 
 
+@pytest.mark.slow
 def test_a_method_that_fails_does_not_stop_the_others(world: Small, tmp_path: Path) -> None:
     file = tmp_path / "broken.py"
     file.write_text(BROKEN)
@@ -144,6 +145,7 @@ def test_a_method_that_fails_does_not_stop_the_others(world: Small, tmp_path: Pa
     assert found.failed == {}
 
 
+@pytest.mark.slow
 def test_without_a_foundation_only_those_who_need_it_fail(world: Small, finished: Path, tmp_path: Path) -> None:
     (made,) = finished.glob("work/*/foundation-click-0")
     out = tmp_path / "out"

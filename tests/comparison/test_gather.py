@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from fedpa.comparison.cells import Cell, Cells
 from fedpa.comparison.compare import compare
-from fedpa.comparison.gather import average
+from fedpa.comparison.gather import REFERENCES, average, gather
+from fedpa.comparison.plan import plan
 from fedpa.comparison.results import Results
 from fedpa.comparison.tables import terminal_tables
 from fedpa.data.dataset import Part
@@ -57,12 +59,46 @@ def test_a_row_says_what_it_took(results: tuple[Path, Results]) -> None:
     assert row.best_rounds == [content["summary"]["best_round"] for content in contents]
     assert row.rounds == [1, 1]
     assert row.bytes_up == np.mean([content["summary"]["bytes_up_per_user_round"] for content in contents])
-    assert row.device_parameters == sum(row.parameters.values()) - row.parameters["frozen"]
+    assert row.device_parameters == row.parameters["personal"]
+    assert row.title == "FedPA, extended"
     last = [content["history"][1]["test"]["auc"] for content in contents]
     assert row.by_round[1].metrics["auc"] == pytest.approx(np.mean(last))
     bins = [content["by_history"]["5-9"]["auc"] for content in contents]
     assert row.by_history["5-9"]["auc"] == pytest.approx(np.mean(bins))
     assert (row.cold or {}).keys() == {"support_0", "support_1", "support_3", "support_5"}
+
+
+def test_what_a_device_keeps_and_how_many_seeds_there_are(
+    world: Small, results: tuple[Path, Results], tmp_path: Path
+) -> None:
+    out = tmp_path / "copy"
+    shutil.copytree(results[0], out)
+    cells, cell = Cells(out / "cells"), Cell("click", "fedpa", 0)
+    content, arrays = cells.read(cell) or {}, cells.arrays(cell)
+    content["summary"]["parameters"] = {
+        "frozen": 1,
+        "shared": 20,
+        "shared, kept": 300,
+        "group(age)": 4_000,
+        "group(age), kept": 50_000,
+        "personal": 600_000,
+    }
+    cells.write(cell, content, arrays)
+    datasets = {"click": world.dataset}
+    planned = plan(("two-counters", "foundation", "fedpa"), datasets, 2, "any", False, {"rounds": 1})
+    found = gather(out, planned, datasets, draws=20, failed={"click fedpa seed 1": "out of luck"})
+    rows = {row.method: row for row in found.tasks[0].rows}
+    assert rows["fedpa"].device_parameters == 300 + 50_000 + 600_000
+    assert [row.title for row in rows.values()] == [
+        "two counters", "frozen foundation", "FedPA, extended (1 of 2 seeds)",
+    ]  # fmt: skip
+    assert (rows["fedpa"].seeds, rows["fedpa"].error) == ([0], None)
+    assert rows["two-counters"].inputs == "counters"
+
+
+def test_item_and_user_biases_are_a_reference(results: tuple[Path, Results]) -> None:
+    assert REFERENCES == ("foundation", "head-only", "user-bias", "biases", "two-counters")
+    assert results[1].tasks[0].reference == ["foundation", "two-counters"]  # those among the compared
 
 
 def test_average_is_over_what_is_known() -> None:

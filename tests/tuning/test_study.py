@@ -23,8 +23,8 @@ def quiet() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
-def study(storage: Any, seed: int = 0, ranges: Any = RANGES) -> MethodStudy:
-    return MethodStudy(storage, "one", ranges, PRESET, seed)
+def study(storage: Any, seed: int = 0, ranges: Any = RANGES, tried: Any = None) -> MethodStudy:
+    return MethodStudy(storage, "one", ranges, PRESET, seed, tried)
 
 
 def value(settings: dict[str, Any]) -> float:
@@ -60,6 +60,40 @@ def test_an_interrupted_study_goes_on_as_if_it_had_not_been() -> None:
     assert len(again.finished) == 5
     assert run(again, 12) == whole
     assert run(study(optuna.storages.InMemoryStorage(), seed=1), 12) != whole
+
+
+TRIED = {"lr": 0.05, "server_optimizer": "adam", "server_lr": 0.02}
+
+
+@pytest.mark.parametrize("tried", [TRIED, {"lr": 0.9}])
+def test_what_every_method_tries_comes_second_even_outside_of_the_ranges(tried: dict[str, Any]) -> None:
+    made = study(optuna.storages.InMemoryStorage(), tried=tried)
+    first = made.next()
+    made.tell(first, 0.3, error=None)
+    second = made.next()
+    assert (first.number, first.settings, second.number, second.settings) == (0, {}, 1, tried)
+    assert second.handle is None
+    made.tell(second, 0.7, error=None)
+    third = made.next()
+    assert third.number == 2
+    assert third.settings != tried
+    assert third.handle is not None
+    # The sampler learns from what lies within the ranges alone; the preset's rate does not.
+    assert [trial.params for trial in made.finished] == [
+        {"server_optimizer": "mean"},
+        tried if tried == TRIED else {"server_optimizer": "mean"},
+    ]
+    assert [trial.value for trial in made.finished] == [0.3, 0.7]
+
+
+def test_with_something_tried_an_interrupted_study_goes_on_too() -> None:
+    whole = run(study(optuna.storages.InMemoryStorage(), tried=TRIED), 5)
+    assert whole[:2] == [{}, TRIED]
+    storage = optuna.storages.InMemoryStorage()
+    run(study(storage, tried=TRIED), 1)
+    study(storage, tried=TRIED).next()
+    assert run(study(storage, tried=TRIED), 5) == whole
+    assert run(study(optuna.storages.InMemoryStorage()), 2)[1] not in ({}, TRIED)
 
 
 def test_a_failed_trial_counts_and_teaches_nothing() -> None:

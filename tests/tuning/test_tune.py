@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from fedpa.tuning.trials import best_settings
 from fedpa.tuning.tune import tune
 from prepared import Small, small
 
-METHODS = ("fedpa", "fedpa+repaired", "two-counters")
+METHODS = ("fedpa", "fedpa+repaired", "fedpa+no-wide", "two-counters")
 
 
 @pytest.fixture(scope="module")
@@ -40,17 +41,21 @@ def tuned(
 def finished(world: Small, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
     out = tmp_path_factory.mktemp("finished") / "tuning"
     _, said, trials = tuned(world, out, 2)
-    assert said[1] == "5 trials, 0 of them finished"
+    assert said[1] == "6 trials, 0 of them finished"
     return out, trials
 
 
 def test_every_method_gets_the_same_number_of_trials(world: Small, finished: tuple[Path, list[dict[str, Any]]]) -> None:
     out, trials = finished
     numbers = {spec: [line["number"] for line in trials if line["spec"] == spec] for spec in METHODS}
-    assert numbers == {"fedpa": [0, 1], "fedpa+repaired": [0, 1], "two-counters": [0]}
+    # Without a part it follows the default, which is tuned.
+    assert numbers == {"fedpa": [0, 1], "fedpa+repaired": [0, 1], "fedpa+no-wide": [0], "two-counters": [0]}
     assert all(line["settings"] == {} for line in trials if line["number"] == 0)
     assert all(line["settings"] for line in trials if line["number"] == 1)
     assert all(line["rounds"] == 2 and line["error"] is None for line in trials if line["spec"] != "two-counters")
+    second = {line["spec"]: line["settings"] for line in trials if line["number"] == 1}
+    assert second["fedpa+repaired"] == {"optimizer": "sgd", "lr": 0.1, "epochs": 2, "alpha": 4.0}
+    assert second["fedpa"] != second["fedpa+repaired"]
     drawn = {name for line in trials for name in line["settings"]}
     assert "lr" in drawn
     assert not drawn & {"rounds", "patience", "select"}
@@ -72,18 +77,31 @@ def test_finished_trials_are_kept_and_the_missing_ones_run(
 ) -> None:
     out, before = finished
     result, said, after = tuned(world, out, 3)
-    assert said[0] == "7 trials, 5 of them finished"
+    assert said[0] == "8 trials, 6 of them finished"
     assert [line for line in after if line["number"] < 2] == before
-    assert len(after) == 7
+    assert len(after) == 8
     assert result["chosen"]["fedpa"]["trials"] == 3
     _, said, again = tuned(world, out, 3)
-    assert said == ["7 trials, 7 of them finished"]
+    assert said == ["8 trials, 8 of them finished"]
     assert again == after
     # A method tuned alone leaves what is known of the others.
     _, said, again = tuned(world, out, 3, methods=("two-counters",))
     assert again == after
 
 
+def test_what_the_caller_sets_is_not_tried(
+    world: Small, finished: tuple[Path, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    out = tmp_path / "copy"
+    shutil.copytree(finished[0], out)
+    given = {"rounds": 1, "patience": 0, "lr": 0.05, "alpha": 2.0}
+    _, said, trials = tuned(world, out, 2, methods=("fedpa+repaired",), settings=given)
+    assert said[0] == "2 trials, 0 of them finished"
+    settings = [line["settings"] for line in trials if line["spec"] == "fedpa+repaired"]
+    assert settings == [{}, {"optimizer": "sgd", "epochs": 2}]
+
+
+@pytest.mark.slow
 def test_the_seed_decides_the_trials(world: Small, finished: tuple[Path, list[dict[str, Any]]], tmp_path: Path) -> None:
     _, _, again = tuned(world, tmp_path / "same", 2, methods=("fedpa",))
     timeless = [
@@ -106,6 +124,17 @@ def test_a_trial_that_fails_is_counted(world: Small, tmp_path: Path) -> None:
     assert [(line["value"], line["error"]) for line in trials] == [(None, "ValueError: out of luck")] * 2
     assert result["failed"] == {f"{file}:Broken": 2}
     assert result["chosen"][f"{file}:Broken"]["settings"] == {}
+
+
+@pytest.mark.parametrize(("name", "least"), [("trials", 1), ("jobs", 1), ("seed", 0)])
+def test_too_small_a_number_is_refused_before_anything_is_written(
+    world: Small, tmp_path: Path, name: str, least: int
+) -> None:
+    options: dict[str, Any] = {name: least - 1}
+    with pytest.raises(ConfigError, match=f"{name}: found {least - 1}, expected at least {least}") as caught:
+        tune(world.dataset, out=tmp_path / "out", methods=["fedpa"], **options)
+    assert caught.value.fix == "give a larger number"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_optuna_the_extra_is_named(world: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,8 +16,8 @@ _ROUNDS = {"device": 20.0, "ceiling": 30.0}
 """Rounds' worth of work of methods that have none, by family."""
 _WEIGHT = {"baseline": 0.0, "device": 1.0, "ceiling": 1.0, "federated": 0.7, "adapter": 1.0}
 """Training time of a round compared with FedPA's, by family."""
-_STOPS_AFTER = 20
-"""Rounds after which a method that stops early has mostly stopped."""
+_BEST_ROUND = 8
+"""Where the best round of a method that stops early mostly is."""
 _PRETRAIN_EPOCHS = 15
 _FIXED = 0.3
 """Seconds that anything takes."""
@@ -59,7 +59,7 @@ class Estimate:
         timed, family = self._timed[cell.task], _family(cell)
         rounds = _ROUNDS.get(family, float(settings.get("rounds", 0)))
         if settings.get("patience", 0):
-            rounds = min(rounds, _STOPS_AFTER)
+            rounds = min(rounds, float(_BEST_ROUND + settings["patience"]))
         # Short batches take more steps over the same rows.
         work = settings.get("epochs", 1) * (1.0 if settings.get("batch_size", 1024) >= 100 else 2.0)
         weight = _WEIGHT[family]

@@ -63,14 +63,15 @@ def make_foundation(dataset: str, out: str, seed: int) -> None:
 
 
 def time_a_round(dataset: str, scratch: str) -> dict[str, float]:
-    """Seconds of one epoch of pre-training (``epoch``), and of training and scoring in one round of FedPA."""
+    """Seconds of one epoch of pre-training (``epoch``), and of a round of FedPA: one local epoch, and scoring."""
     # The first of each reads files and warms up; it is the second that goes on and on.
     foundation = pretrain(_dataset(dataset), epochs=1)
     begin = time.perf_counter()
     pretrain(_dataset(dataset), epochs=1)
     epoch = time.perf_counter() - begin
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
-        run = adapt(foundation, _dataset(dataset), out=Path(folder) / "run", method="fedpa", rounds=2, patience=0)
+        path = Path(folder) / "run"
+        run = adapt(foundation, _dataset(dataset), out=path, method="fedpa", rounds=2, patience=0, epochs=1)
         line = run.history[-1]
     return {"epoch": epoch, "train": line["seconds_train"], "score": line["seconds_eval"]}
 

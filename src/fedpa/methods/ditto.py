@@ -20,8 +20,8 @@ from fedpa.data.dataset import Dataset
 from fedpa.federation.parameters import PERSONAL, SHARED, Layout, Scope
 from fedpa.federation.rows import Batch, group_sizes
 from fedpa.federation.rule import AdaptedModel, LocalStep
-from fedpa.methods.fedavg import WholeModelMethod
 from fedpa.methods.method import register
+from fedpa.methods.whole_model import WholeModelMethod
 from fedpa.models.foundation import Foundation
 from fedpa.models.whole import WholeMLP, WholeSettings
 

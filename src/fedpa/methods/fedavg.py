@@ -12,41 +12,12 @@ optimiser may be Adam. Embeddings of features are part of the model; what is upl
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
-import torch
+from fedpa.methods.method import register
+from fedpa.methods.whole_model import WholeModelMethod
 
-from fedpa.data.dataset import Dataset
-from fedpa.federation.parameters import SHARED, Scope
-from fedpa.federation.rule import AdaptedModel
-from fedpa.methods.method import Family, FederatedMethod, register
-from fedpa.models.foundation import Foundation
-from fedpa.models.whole import WholeMLP, WholeSettings
-
-__all__ = ["FedAvg", "FedProx", "WholeModelMethod"]
-
-
-class WholeModelMethod(FederatedMethod):
-    """What FedAvg, FedProx and FedRep share: the backbone, started at random or at the foundation."""
-
-    family: ClassVar[Family] = "federated"
-    settings_type = WholeSettings
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"default": {}, "foundation": {"on_foundation": True}}
-
-    @property
-    def reads_foundation(self) -> bool:
-        """Only where it starts at one."""
-        return cast(WholeSettings, self.settings).on_foundation
-
-    def scope(self, name: str) -> Scope:
-        """Everything is shared."""
-        return SHARED
-
-    def build(self, foundation: Foundation | None, dataset: Dataset, seed: int, device: torch.device) -> AdaptedModel:
-        """The backbone with all of its weights."""
-        start = self.needed(foundation) if self.reads_foundation else None
-        settings = cast(WholeSettings, self.settings)
-        return WholeMLP(settings, self.scope, start, dataset, seed=seed, device=device)
+__all__ = ["FedAvg", "FedProx"]
 
 
 @register

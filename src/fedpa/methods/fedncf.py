@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedpa.federation.parameters import PERSONAL, SHARED, Parameter, Scope, Table
-from fedpa.methods.fedmf import ItemIdMethod, item_presets
+from fedpa.methods.item_ids import ItemIdMethod, item_presets
 from fedpa.methods.method import register
 from fedpa.models.items import ItemIdModel, ItemSettings
 from fedpa.models.products import rows_times, split_times

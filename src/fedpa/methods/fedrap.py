@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fedpa.federation.parameters import Parameter, Table
 from fedpa.federation.rule import AdaptedModel, LocalStep
-from fedpa.methods.fedmf import ItemIdMethod, item_presets
+from fedpa.methods.item_ids import ItemIdMethod, item_presets
 from fedpa.methods.method import register
 from fedpa.models.items import ItemIdModel, ItemSettings
 from fedpa.models.products import rows_times

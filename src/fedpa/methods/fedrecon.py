@@ -23,7 +23,8 @@ from typing import Annotated, Any, ClassVar, cast
 from pydantic import Field
 
 from fedpa.federation.rule import Phase
-from fedpa.methods.fedmf import Factors, ItemIdMethod, item_presets
+from fedpa.methods.fedmf import Factors
+from fedpa.methods.item_ids import ItemIdMethod, item_presets
 from fedpa.methods.method import register
 from fedpa.models.items import ItemSettings
 from fedpa.settings import Settings

@@ -14,8 +14,8 @@ from pydantic import Field
 
 from fedpa.federation.parameters import PERSONAL, SHARED, Scope
 from fedpa.federation.rule import Phase
-from fedpa.methods.fedavg import WholeModelMethod
 from fedpa.methods.method import register
+from fedpa.methods.whole_model import WholeModelMethod
 from fedpa.models.whole import WholeSettings
 from fedpa.settings import Settings
 

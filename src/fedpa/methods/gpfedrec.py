@@ -30,7 +30,7 @@ from fedpa.errors import ConfigError
 from fedpa.federation.parameters import PERSONAL, Layout, Parameter, Scope, Table
 from fedpa.federation.rule import AdaptedModel, LocalStep
 from fedpa.federation.server import Server, TableRows, Upload
-from fedpa.methods.fedmf import ItemIdMethod, item_presets
+from fedpa.methods.item_ids import ItemIdMethod, item_presets
 from fedpa.methods.method import register
 from fedpa.models.items import ItemIdModel, ItemSettings
 from fedpa.models.products import rows_times, split_times

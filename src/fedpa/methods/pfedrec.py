@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fedpa.federation.parameters import PERSONAL, Parameter, Scope, Table
 from fedpa.federation.rule import Phase
-from fedpa.methods.fedmf import ItemIdMethod, item_presets
+from fedpa.methods.item_ids import ItemIdMethod, item_presets
 from fedpa.methods.method import register
 from fedpa.models.items import ItemIdModel
 from fedpa.models.products import rows_times
