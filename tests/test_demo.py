@@ -12,6 +12,7 @@ from fedpa.demo import demo
 from fedpa.errors import ArtifactError, ConfigError
 
 
+@pytest.mark.slow
 def test_demo_ends_with_what_adaptation_is_worth(tmp_path: Path) -> None:
     told: list[str] = []
     found = demo(tmp_path / "demo", users=150, items=60, progress=told.append)
@@ -46,6 +47,7 @@ def test_demo_spares_what_is_no_demo(tmp_path: Path) -> None:
     assert (tmp_path / "mine").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_a_demo_that_failed_may_be_repeated(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="users is 3"):
         demo(tmp_path / "demo", users=3)

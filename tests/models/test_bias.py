@@ -56,11 +56,12 @@ def test_a_model_that_has_one_already_is_refused() -> None:
         WithPersonalBias(Constant("user_bias"))
 
 
-def test_alone_it_takes_the_gradient_of_the_click_loss(tmp_path: Path) -> None:
-    """Gradient descent on the bias alone: every step adds lr times the mean of label minus probability."""
+@pytest.mark.parametrize(("chosen", "decay"), [({}, 10.0), ({"personal_decay": 0.0}, 0.0)])
+def test_alone_it_takes_the_gradient_of_the_click_loss(tmp_path: Path, chosen: dict[str, float], decay: float) -> None:
+    """Every step adds lr times the mean of label minus probability, then shrinks by the preset's prior."""
     data = toy(9, np.random.default_rng(0).integers(2, 12, 9))
     values = {"optimizer": "sgd", "lr": 0.8, "epochs": 3, "dtype": "float64"}
-    method = UserBias.configured("default", values)
+    method = UserBias.configured("default", values | chosen)
     assert isinstance(method, UserBias)
     engine = toy_engine(tmp_path, data, method)
     assert engine.model.layout.uploaded == ()
@@ -77,6 +78,7 @@ def test_alone_it_takes_the_gradient_of_the_click_loss(tmp_path: Path) -> None:
             residual = rows.labels.numpy() - 1 / (1 + np.exp(-start - bias[rows.user]))
             train = rows.part == Part.TRAIN
             bias += 0.8 * np.bincount(rows.user[train], residual[train], minlength=9) / rows.train
+            bias /= 1 + 0.8 * decay / rows.train
         np.testing.assert_allclose(engine.personal()[:, 0], bias, rtol=0, atol=1e-12)
     expected = 1 / (1 + np.exp(-start - bias[rows.user]))
     np.testing.assert_allclose(engine.shards[0].scores(engine.server.state), expected, rtol=0, atol=1e-12)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
+from arrays import toy
 from fedpa.errors import ConfigError
 from fedpa.methods import find_method, parse_spec
-from fedpa.tuning.chosen import Chosen, chosen_settings, read_chosen, write_chosen
+from fedpa.tuning.chosen import Chosen, chosen_settings, data_name, read_chosen, write_chosen
 
 ONE = Chosen({"lr": 0.01, "batch_size": 8}, 20, 0.65, 0.6)
 
@@ -37,6 +39,14 @@ def test_another_file_is_refused(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize("source", ["unheard-of", "../ranges", "a/b", ""])
 def test_an_unknown_data_set_has_none(source: str) -> None:
     assert chosen_settings(source, "click", "fedpa") is None
+
+
+@pytest.mark.parametrize(("features", "split"), [("causal", "per-user"), ("reference", "published")])
+def test_what_settings_are_chosen_for(features: str, split: str) -> None:
+    data = toy(2, np.full(2, 2))
+    settings = {"features": features, "split": split, "min_rows": 5}
+    data.manifest |= {"source": "kuaisar-r", "label": "like", "settings": settings}
+    assert data_name(data) == f"kuaisar-r-like-{features}-{split}"
 
 
 def test_all_that_is_shipped_fits_its_method() -> None:
