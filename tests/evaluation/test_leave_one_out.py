@@ -213,6 +213,16 @@ def test_most_ranks_a_draw_of_the_users() -> None:
     rows = rows_of(data)
     table = np.random.default_rng(0).random((40, 60))
     whole = leave_one_out_report(data, rows, by_user(rows, table))
+    blocks: list[int] = []
+
+    def counted(positions: Array) -> Any:
+        blocks.append(len(positions))
+        return by_user(rows, table)(positions)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_BLOCK_SCORES", 5 * data.n_items)
+        leave_one_out_report(data, rows, counted, most=12)
+    assert blocks == [5, 5, 2], "no block may be empty"
     some = leave_one_out_report(data, rows, by_user(rows, table), most=12)
     assert (len(some.users), some.test_users) == (12, 40)
     assert (some.rank == whole.rank[some.users]).all()

@@ -214,7 +214,7 @@ def leave_one_out_report(
     item = rows.items.detach().cpu().numpy().astype(np.int64)
     known = _Known.of(rows, clicked & np.isin(rows.part, (Part.TRAIN, Part.VAL)), item)
     per_block = max(1, _BLOCK_SCORES // dataset.n_items)
-    blocks = [test[begin : begin + per_block] for begin in range(0, total, per_block)]
+    blocks = [test[begin : begin + per_block] for begin in range(0, len(test), per_block)]
     found = [_rank(block, rows, item[block], known, score, dataset.n_items, sampled, seed) for block in blocks]
     whole, drawn = (np.concatenate([pair[which] for pair in found], axis=1) for which in (0, 1))
     return LeaveOneOut(

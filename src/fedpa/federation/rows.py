@@ -221,7 +221,7 @@ class ShardRows:
             user=np.repeat(self.user[positions], items),
             part=np.repeat(self.part[positions], items),
             items=torch.arange(items, device=device).repeat(n),
-            context=torch.from_numpy(context.reshape(n * items, -1)).to(device),
+            context=torch.from_numpy(context.reshape(n * items, context.shape[-1])).to(device),
             labels=torch.zeros(n * items, dtype=self.labels.dtype, device=device),
             own_views=np.repeat(self.own_views[positions], items),
             own_clicks=np.repeat(self.own_clicks[positions], items),
