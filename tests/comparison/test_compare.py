@@ -30,6 +30,7 @@ PROGRAM = (sys.executable, "-c", "import fedpa.cli; fedpa.cli.main()")
 BROKEN = """
 import os
 from fedpa.methods import TwoCounters
+from fedpa.tuning.chosen import chosen_settings, data_name
 
 class Broken(TwoCounters):
     name = "broken"
@@ -75,7 +76,13 @@ def test_every_cell_is_kept(world: Small, finished: Path) -> None:
     cells = Cells(finished / "cells")
     content = cells.read(Cell("click", "fedpa", 0))
     assert content is not None
-    assert (content["error"], content["settings"]["rounds"], content["settings_from"]) == (None, 1, "preset")
+    assert (content["error"], content["settings"]["rounds"]) == (None, 1)
+    # The settings that are shipped for synthetic users, but for those of the caller.
+    shipped = chosen_settings(data_name(world.dataset), "click", "fedpa")
+    assert shipped is not None
+    assert (content["settings_from"], content["trials"]) == ("tuned", shipped.trials)
+    kept = {key: value for key, value in shipped.settings.items() if key != "rounds"}
+    assert {key: content["settings"][key] for key in kept} == kept
     assert content["fingerprint"]["dataset"] == world.dataset.hash
     assert [line["round"] for line in content["history"]] == [0, 1]
     trained = content["history"][1]
