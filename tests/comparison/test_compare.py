@@ -22,7 +22,7 @@ from fedpa.comparison.plan import applicable, compared_methods, plan, task_datas
 from fedpa.comparison.results import Results, read_results
 from fedpa.data.dataset import Part
 from fedpa.errors import ArtifactError, ConfigError
-from fedpa.tuning.chosen import Chosen, write_chosen
+from fedpa.tuning.chosen import Chosen, chosen_settings, data_name, write_chosen
 from prepared import Small, small
 
 THREE = ("two-counters", "foundation", "fedpa")
@@ -30,7 +30,6 @@ PROGRAM = (sys.executable, "-c", "import fedpa.cli; fedpa.cli.main()")
 BROKEN = """
 import os
 from fedpa.methods import TwoCounters
-from fedpa.tuning.chosen import chosen_settings, data_name
 
 class Broken(TwoCounters):
     name = "broken"
