@@ -104,12 +104,14 @@ class Assembly:
         trainer: LocalTrainer,
         stored: Values,
         *,
-        training: bool,
-        scoring: bool = False,
+        scoring: bool,
     ) -> list[Entries]:
-        """Fill the trainer's weights for some users; returns the touched rows of each table."""
+        """Fill the trainer's weights for some users; returns the touched rows of each table.
+
+        To train, those of training rows and what was downloaded; to score, those of all rows and what devices keep.
+        """
         entries = [
-            self._entries_of(table, users, *self.touched[table.name].padded(users, training=training))
+            self._entries_of(table, users, *self.touched[table.name].padded(users, training=not scoring))
             for table in self.layout.tables
         ]
         lengths = [entry.ids.shape[1] for entry in entries]

@@ -139,7 +139,7 @@ class Shard:
             self._plans["score"] = self._scoring_plan(everyone, self.rows.total)
 
         def score(chunk: Chunk, trainer: LocalTrainer) -> None:
-            self._prepare(chunk.users, chunk.real, tables, trainer, training=False)
+            self._prepare(chunk.users, chunk.real, tables, trainer)
             begin, total = self.rows.begin[chunk.users], self.rows.total[chunk.users]
             positions = torch.from_numpy(row_block(chunk, begin, total, 0, None)[0])
             with torch.inference_mode():
@@ -158,7 +158,7 @@ class Shard:
         trainer = self._new_trainer()
         tables, found = self.assembly.tables(state), torch.empty(len(users), self.layout.size, dtype=self.dtype)
         for chunk in self._scoring_plan(users, np.ones(len(users), np.int64)):
-            self._prepare(chunk.users, chunk.real, tables, trainer, training=False)
+            self._prepare(chunk.users, chunk.real, tables, trainer)
             place = torch.from_numpy(np.searchsorted(users, chunk.users[: chunk.real]))
             found[place] = trainer.weights[: chunk.real, : self.layout.size].cpu()
         return found.to(self.device)
@@ -181,7 +181,7 @@ class Shard:
     ) -> Upload:
         users = chunk.users
         stored = self.store.read(users)
-        entries = self.assembly.assemble(users, tables, trainer, stored, training=True)
+        entries = self.assembly.assemble(users, tables, trainer, stored, scoring=False)
         received = {one.table: self.assembly.received(one, users, entries) for one in downlink}
         count = torch.from_numpy(self.rows.train[users, None]).to(self.device, self.dtype)
         distance = self.assembly.distance(trainer, stored, entries)
@@ -227,10 +227,10 @@ class Shard:
             raise FedpaError("a round without steps was planned")
         return losses
 
-    def _prepare(self, users: Ints, real: int, tables: list[Tensor], trainer: LocalTrainer, *, training: bool) -> None:
+    def _prepare(self, users: Ints, real: int, tables: list[Tensor], trainer: LocalTrainer) -> None:
         """Fill the trainer's weights with what the users score with."""
         stored = self.store.read(users)
-        entries = self.assembly.assemble(users, tables, trainer, stored, training=training, scoring=True)
+        entries = self.assembly.assemble(users, tables, trainer, stored, scoring=True)
         if self._before:
             train = self.rows.train[users]
             plan = chunks(
