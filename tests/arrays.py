@@ -52,6 +52,8 @@ class ArrayDataset(Dataset):
         self.hash = "arrays"
         self.manifest = {
             "settings": {"features": features},
+            "label": "label",
+            "labels": ["label", "other"],
             "features": {s: [{"name": n, "size": k} for n, k in sizes.get(s, {}).items()] for s in _SIDES},
             "groups": {},
         }
@@ -68,6 +70,7 @@ class ArrayDataset(Dataset):
             "item": item.astype(np.uint32),
             "label": label.astype(np.int8),
             "part": part.astype(np.uint8),
+            "time": np.arange(len(user)),
         }
 
     n_users = property(lambda self: len(self._ids))
@@ -83,7 +86,9 @@ class ArrayDataset(Dataset):
     user = property(lambda self: self._rows["user"])
     item = property(lambda self: self._rows["item"])
     label = property(lambda self: self._rows["label"])
+    labels = property(lambda self: {"label": self.label, "other": ((self.label + self.item) % 2).astype(np.int8)})
     part = property(lambda self: self._rows["part"])
+    time = property(lambda self: self._rows["time"])
     group_sizes = property(lambda self: self._group_sizes)
     user_features = property(lambda self: _features(self._sizes, "user"))
     item_features = property(lambda self: _features(self._sizes, "item"))
@@ -214,12 +219,13 @@ def toy_engine(
     seed: int = 0,
     users_per_chunk: int = 128,
     rows_per_chunk: int = 8192,
+    foundation: Foundation | None = None,
 ) -> ToyEngine:
     """An engine for a toy data set; `divided` gives the users of each shard."""
     method = method or FedPA(AdapterSettings(rank=2, gate_hidden=(3, 2)))
     settings = method.settings
     dtype = settings.torch_dtype
-    foundation = toy_foundation(data, dtype=dtype)
+    foundation = foundation or toy_foundation(data, dtype=dtype)
     model = method.model(foundation, data, seed, CPU)
     limits = {"users_per_chunk": users_per_chunk, "rows_per_chunk": rows_per_chunk}
     shards = []

@@ -242,21 +242,21 @@ def test_ranking_knows_nothing_of_the_part(
     run = quick_run(tmp_path_factory, "causal")
     data, rows = run.dataset, run.rows
     asked: list[Any] = []
-    original = type(data).item_context
+    original = type(data).item_counts
 
-    def item_context(self: Dataset, times: Any) -> Any:
+    def item_counts(self: Dataset, times: Any) -> Any:
         asked.append(np.asarray(times))
         return original(self, times)
 
-    monkeypatch.setattr(type(data), "item_context", item_context)
+    monkeypatch.setattr(type(data), "item_counts", item_counts)
     recommender = run.recommender
     asked.clear()
     seen: list[torch.Tensor] = []
     scores = recommender._block_scores
 
-    def block_scores(block: Any, item: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+    def block_scores(block: Any, item: torch.Tensor, own: torch.Tensor, queries: Any) -> torch.Tensor:
         seen.append(own)
-        return scores(block, item, own)
+        return scores(block, item, own, queries)
 
     monkeypatch.setattr(recommender, "_block_scores", block_scores)
     recommender.ranking("test", 5)

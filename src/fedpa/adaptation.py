@@ -29,6 +29,8 @@ from fedpa.federation.server import FRACTION_BITS, Server, Upload
 from fedpa.federation.shard import Shard
 from fedpa.methods import Baseline, FederatedMethod, Method, find_method
 from fedpa.models.foundation import Foundation
+from fedpa.models.wrap.wrapped import limits_of
+from fedpa.own_code import absolute, is_own_code
 from fedpa.progress import progress_bar
 from fedpa.run import Run
 
@@ -57,7 +59,7 @@ def adapt(
     Parameters
     ----------
     foundation : Foundation or None
-        None for methods that need none, such as ``"two-counters"``.
+        What `fedpa.wrap` returns is one too; None for methods that need none, such as ``"two-counters"``.
     dataset : Dataset
         Prepared with the features that the foundation was trained on.
     out : path, optional
@@ -75,7 +77,8 @@ def adapt(
     progress : bool
         Draw a bar on standard error.
     foundation_path : path, optional
-        Where `foundation` was loaded from, noted in the run so that it can be found again.
+        Where `foundation` was loaded from, or ``my_file.py:build`` for a wrapped module, noted in the run so that it
+        can be found again.
     **settings
         Fields of the method's settings, over the preset.
 
@@ -91,7 +94,7 @@ def adapt(
     ArtifactError
         If the foundation does not fit the data set, or `out` exists.
     """
-    chosen = find_method(method).configured(preset, settings)
+    chosen = find_method(method).configured(preset, settings, foundation)
     if foundation is None and chosen.reads_foundation:
         raise ConfigError(f"method {chosen.name}: needs a foundation", "pretrain one or load one with load_foundation")
     if foundation is not None:
@@ -105,9 +108,7 @@ def adapt(
         target = Path(out)
     with publish(target, overwrite=overwrite) as room:
         config = {
-            "method": method
-            if ":" not in method
-            else str(Path(method.rpartition(":")[0]).resolve()) + ":" + method.rpartition(":")[2],
+            "method": absolute(method) if is_own_code(method) else method,
             "preset": preset,
             "seed": seed,
             "settings": chosen.settings.model_dump(mode="json"),
@@ -116,7 +117,7 @@ def adapt(
             "foundation": None
             if foundation is None
             else {
-                "path": None if foundation_path is None else str(Path(foundation_path).resolve()),
+                "path": _noted(foundation_path),
                 "hash": foundation.hash,
             },
             "fedpa": version("fedpa"),
@@ -139,6 +140,13 @@ def adapt(
     run = Run(target, foundation=foundation, dataset=dataset)
     run.temporary = keep
     return run
+
+
+def _noted(foundation_path: Path | str | None) -> str | None:
+    """A foundation's name as a run keeps it."""
+    if foundation_path is None:
+        return None
+    return absolute(str(foundation_path)) if is_own_code(str(foundation_path)) else str(Path(foundation_path).resolve())
 
 
 def split_values(rows: ShardRows, scores: npt.NDArray[np.floating]) -> Values:
@@ -179,7 +187,8 @@ class _Rounds:
         self.method, self.foundation, self.dataset = method, foundation, dataset
         self.settings = method.settings
         self.seed, self.device, self.room = seed, device, room
-        self.rows = ShardRows.of(dataset, dtype=self.settings.torch_dtype, device=device)
+        rows = ShardRows.of(dataset, dtype=self.settings.torch_dtype, device=device)
+        self.rows = method.rows(foundation, dataset, rows)
         self.lines: list[dict[str, Any]] = []
         self.downlink = 0  # weights that a participant of the last round received for itself alone
 
@@ -201,7 +210,8 @@ class _Rounds:
         server = method.server(model.layout)
         with self._store_folder() as folder:
             store = Shard.new_store(model, self.rows, settings, folder)
-            shard = Shard(model, self.rows, settings, store, seed=self.seed, rule=method)
+            limits = limits_of(self.foundation)
+            shard = Shard(model, self.rows, settings, store, seed=self.seed, rule=method, **limits)
             best_state, best_round = list(server.state), 0
             best = self._evaluate(shard, server, 0, None, 0.0)
             stale, interrupted = 0, False
@@ -270,10 +280,15 @@ class _Rounds:
             "seconds_per_round": sum(r["seconds_train"] + r["seconds_eval"] for r in rounds) / max(1, len(rounds)),
             "bytes_up_per_user_round": sum(r["bytes_up"] for r in rounds) / max(1, took_part),
             "bytes_down_per_user_round": sum(r["bytes_down"] for r in rounds) / max(1, took_part),
+            "bytes_item_counts_per_user": self._counted(),
             "parameters": scopes | {"frozen": self._frozen() + scopes.get("frozen", 0)},
             "private_users": len(self.rows.users),
             "interrupted": interrupted,
         }
+
+    def _counted(self) -> int:
+        """Bytes that a device sends once, before the first round: two numbers per item and period."""
+        return 0 if self.rows.tally is None else 8 * len(self.rows.tally.ends) * self.dataset.n_items
 
     def _frozen(self) -> int:
         if self.foundation is None:

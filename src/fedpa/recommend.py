@@ -11,15 +11,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fedpa.data.dataset import Dataset, Part
+from fedpa.data.dataset import Dataset, ItemCounts, Part
+from fedpa.data.past import Queries
 from fedpa.draws import uniform
 from fedpa.errors import ConfigError
 from fedpa.evaluation.ranking import TopK
 from fedpa.federation.parameters import Table
 from fedpa.federation.rows import Batch
-from fedpa.federation.rule import AdaptedModel
+from fedpa.federation.rule import AdaptedModel, scored
 from fedpa.federation.server import Server
 from fedpa.federation.shard import Shard
+from fedpa.models.inputs import Inputs
 
 __all__ = ["CatalogueScorer", "Recommendation", "Recommender", "catalogue_batch"]
 
@@ -56,10 +58,12 @@ class Recommendation:
         return self.__dict__.copy()
 
 
-def catalogue_batch(tables: Mapping[str, Table], numbers: Ints, items: Tensor, context: Tensor) -> Batch:
+def catalogue_batch(
+    tables: Mapping[str, Table], numbers: Ints, items: Tensor, context: Tensor, dense: Tensor | None = None
+) -> Batch:
     """Rows for blocks of `Shard.catalogue`, where the id of a table's row is its slot."""
     slots = {name: table.ids(items, context) for name, table in tables.items()}
-    return Batch(torch.from_numpy(numbers), items, context, slots)
+    return Batch(torch.from_numpy(numbers), items, context, slots, dense)
 
 
 class CatalogueScorer:
@@ -72,14 +76,19 @@ class CatalogueScorer:
     shard : Shard
     state : sequence of Tensor
         The server's.
+    inputs : Inputs
+        The foundation's.
     """
 
-    def __init__(self, dataset: Dataset, model: AdaptedModel, shard: Shard, state: Sequence[Tensor]) -> None:
-        self.dataset, self.model, self.shard, self.state = dataset, model, shard, state
+    def __init__(
+        self, dataset: Dataset, model: AdaptedModel, shard: Shard, state: Sequence[Tensor], inputs: Inputs
+    ) -> None:
+        self.dataset, self.model, self.shard, self.state, self.inputs = dataset, model, shard, state, inputs
 
     def __call__(self, positions: Ints) -> npt.NDArray[np.floating]:
         """Logits [n, items] for the users of some rows, given by ascending position [n]."""
         rows = self.shard.rows.candidates(self.dataset, positions)
+        rows = self.inputs.shard_rows(self.dataset, rows, self.dataset.n_items)
         users = self.shard.rows.user[positions]
         numbers = self.shard.rows.users[users]
         weights = self.shard.weights_of(users, self.state)
@@ -87,8 +96,9 @@ class CatalogueScorer:
             blocks, tables = self.shard.assembly.catalogue(weights, users, numbers, self.state)
             shape = (len(positions), self.dataset.n_items)
             context = rows.context.view(*shape, rows.context.shape[1])
-            batch = catalogue_batch(tables, numbers, rows.items.view(shape), context)
-            found: npt.NDArray[np.floating] = self.model.forward(blocks, batch)[0].cpu().numpy()
+            dense = None if rows.dense is None else rows.dense.unflatten(0, shape)
+            batch = catalogue_batch(tables, numbers, rows.items.view(shape), context, dense)
+            found: npt.NDArray[np.floating] = scored(self.model.forward(blocks, batch)[0]).cpu().numpy()
         return found
 
 
@@ -102,14 +112,16 @@ class Recommender:
     shard : Shard
         Of the run's private users, to assemble their parameters.
     server : Server
+    inputs : Inputs
+        The foundation's.
     """
 
-    def __init__(self, dataset: Dataset, model: AdaptedModel, shard: Shard, server: Server) -> None:
-        self.dataset, self.model, self.shard, self.server = dataset, model, shard, server
+    def __init__(self, dataset: Dataset, model: AdaptedModel, shard: Shard, server: Server, inputs: Inputs) -> None:
+        self.dataset, self.model, self.shard, self.server, self.inputs = dataset, model, shard, server, inputs
         self._items = torch.arange(dataset.n_items)[None]
-        forever = np.array([np.iinfo(np.int64).max])
-        self._item_context = torch.from_numpy(dataset.item_context(forever)[0].astype(np.int64))
-        self._user_context = torch.from_numpy(dataset.user_context_now().astype(np.int64))
+        self._now = int(dataset.time.max()) + 1
+        self._counts = shard.rows.item_counts(dataset, np.array([self._now]))
+        self._item_context = torch.from_numpy(dataset.encode_catalogue(self._counts)[0].astype(np.int64))
         drawn = (
             dataset.manifest["settings"].get("split") == "leave-one-out"
         )  # its rows without a click were never shown
@@ -137,12 +149,15 @@ class Recommender:
         weights, notes = self._weights(number, local)
         begin, end = self.dataset.user_starts[number : number + 2]
         with torch.inference_mode():
-            context = self._context(self._item_context, self._user_context[number])
+            own = self._own(number)
+            context = self._context(self._item_context, self._user_context(own))
             users = None if local is None else np.array([local])
             blocks, tables = self.shard.assembly.catalogue(weights, users, np.array([number]), self.server.state)
-            batch = catalogue_batch(tables, np.array([number]), self._items, context[None])
+            queries = _queries(np.array([number]), np.array([self._now]), *own, self._counts)
+            dense = self.inputs.read(self.dataset, queries)
+            batch = catalogue_batch(tables, np.array([number]), self._items, context[None], dense)
             logits, gates = self.model.forward(blocks, batch)
-            scores = torch.sigmoid(logits[0])
+            scores = torch.sigmoid(scored(logits)[0])
             open_scores = scores.clone()
             seen = self.dataset.item[begin:end][self._shown[begin:end]]
             open_scores[torch.from_numpy(seen.astype(np.int64))] = -1.0
@@ -183,15 +198,19 @@ class Recommender:
         first_row = rows.row[here][first]
         instants = np.quantile(data.time[first_row], np.arange(_SNAPSHOTS) / _SNAPSHOTS, method="lower")
         when = np.searchsorted(instants, data.time[first_row], side="right") - 1
-        snapshots = torch.from_numpy(data.item_context(instants.astype(np.int64)).astype(np.int64))
-        own = rows.context.numpy()[np.flatnonzero(here)[first], data.n_item_context :]
+        counts = rows.item_counts(data, instants.astype(np.int64))
+        snapshots = torch.from_numpy(data.encode_catalogue(counts).astype(np.int64))
+        judged = np.flatnonzero(here)[first]
+        own = torch.from_numpy(rows.context.numpy()[judged, data.n_item_context :])
+        times, views, clicks = rows.time[judged], rows.own_views[judged], rows.own_clicks[judged]
         counted = TopK(k, data.n_items)
         per_block = max(1, _BLOCK_ROWS // data.n_items)
         for begin in range(0, len(users), per_block):
-            block = users[begin : begin + per_block]
-            scores = self._block_scores(
-                block, snapshots[when[begin : begin + per_block]], torch.from_numpy(own[begin : begin + per_block])
-            )
+            chosen = slice(begin, begin + per_block)
+            block = users[chosen]
+            known = ItemCounts(*(each[when[chosen]] for each in counts))
+            queries = _queries(rows.users[block], times[chosen], views[chosen], clicks[chosen], known)
+            scores = self._block_scores(block, snapshots[when[chosen]], own[chosen], queries)
             member = np.isin(rows.user, block)
             seen = member & (rows.part < code) & self._shown[rows.row]
             place = np.searchsorted(block, rows.user)
@@ -200,18 +219,29 @@ class Recommender:
             counted.add(scores.numpy(), (place[hit], items[hit]), (place[seen], items[seen]))
         return counted.report() | {"catalogue": data.n_items, "users_with_clicks": total}
 
-    def _block_scores(self, block: Ints, item_context: Tensor, own: Tensor) -> Tensor:
+    def _block_scores(self, block: Ints, item_context: Tensor, own: Tensor, queries: Queries) -> Tensor:
         size = len(block)
         weights = self.shard.weights_of(block, self.server.state)
         with torch.inference_mode():
             context = torch.cat([item_context, own[:, None, :].expand(-1, self.dataset.n_items, -1)], -1)
             numbers = self.shard.rows.users[block]
             blocks, tables = self.shard.assembly.catalogue(weights, block, numbers, self.server.state)
-            batch = catalogue_batch(tables, numbers, self._items.expand(size, -1), context)
-            return self.model.forward(blocks, batch)[0]
+            dense = self.inputs.read(self.dataset, queries)
+            batch = catalogue_batch(tables, numbers, self._items.expand(size, -1), context, dense)
+            return scored(self.model.forward(blocks, batch)[0])
 
     def _context(self, items: Tensor, user: Tensor) -> Tensor:
         return torch.cat([items, user.expand(len(items), -1)], -1)
+
+    def _own(self, number: int) -> tuple[Ints, Ints]:
+        """All own rows but the randomly exposed ones, and clicks among them: what the device knows today."""
+        past = self.dataset.past
+        begin, end = past.starts[number : number + 2]
+        return np.array([end - begin]), np.array([past.click[begin:end].sum()])
+
+    def _user_context(self, own: tuple[Ints, Ints]) -> Tensor:
+        codes = self.dataset.encode_user(*own, self._counts.open_views, self._counts.open_clicks)
+        return torch.from_numpy(codes[0].astype(np.int64))
 
     def _weights(self, number: int, local: int | None) -> tuple[Tensor, list[str]]:
         notes = []
@@ -233,3 +263,9 @@ class Recommender:
         mean = torch.stack([gate[0, chosen] for gate in gates]).mean(0)
         share = mean / mean.sum(-1, keepdim=True)
         return {name: share[:, i].tolist() for i, name in enumerate(self._branches[: share.shape[1]])}
+
+
+def _queries(users: Ints, times: Ints, views: Ints, clicks: Ints, counts: ItemCounts) -> Queries:
+    """The whole catalogue as candidates of some users' moments."""
+    items = np.broadcast_to(np.arange(counts.views.shape[1]), (len(users), counts.views.shape[1]))
+    return Queries(users, times, views, clicks, items, *counts)

@@ -28,7 +28,10 @@ from fedpa.federation.server import Server
 from fedpa.federation.shard import Shard
 from fedpa.federation.touched import TouchedRows
 from fedpa.methods import Baseline, FederatedMethod, FrozenFoundation, Method, TwoCounters, find_method
-from fedpa.models.foundation import Foundation, load_foundation
+from fedpa.models.foundation import Foundation
+from fedpa.models.inputs import Inputs
+from fedpa.models.wrap.source import open_foundation
+from fedpa.models.wrap.wrapped import limits_of
 from fedpa.recommend import CatalogueScorer, Recommendation, Recommender
 from fedpa.settings import Settings
 
@@ -105,7 +108,7 @@ class Run:
             raise ArtifactError(
                 f"{self.path}: the foundation was never saved", "give it: load_run(path, foundation=...)"
             )
-        found = self._foundation or load_foundation(noted["path"])
+        found = self._foundation or open_foundation(noted["path"])
         if found.hash != noted["hash"]:
             raise ArtifactError(
                 f"{self.path}: its adapters belong to foundation {noted['hash'][:12]}, found {found.hash[:12]}",
@@ -122,7 +125,18 @@ class Run:
     @cached_property
     def rows(self) -> ShardRows:
         """Rows of the private users."""
-        return ShardRows.of(self.dataset, dtype=self.method.settings.torch_dtype, device=torch.device("cpu"))
+        plain = self._plain_rows
+        return self.method.rows(self.foundation, self.dataset, plain)
+
+    @cached_property
+    def _plain_rows(self) -> ShardRows:
+        """The same rows without what the method adds; the yardsticks read them as far back as the method does."""
+        rows = ShardRows.of(self.dataset, dtype=self.method.settings.torch_dtype, device=torch.device("cpu"))
+        return rows.online(self.dataset) if self.method.settings.history == "online" else rows
+
+    @property
+    def _inputs(self) -> Inputs:
+        return Inputs() if self.foundation is None else self.foundation.inputs
 
     @cached_property
     def scores(self) -> npt.NDArray[Any]:
@@ -216,7 +230,8 @@ class Run:
         if isinstance(self.method, Baseline):
             score = self._catalogue_baseline
         else:
-            score = CatalogueScorer(self.dataset, self.model, self._shard(rows, self._store()), self.server.state)
+            shard = self._shard(rows, self._store())
+            score = CatalogueScorer(self.dataset, self.model, shard, self.server.state, self._inputs)
         return leave_one_out_report(self.dataset, rows, score, k=k, sampled=sampled, most=most, seed=seed)
 
     def _catalogue_baseline(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
@@ -237,8 +252,8 @@ class Run:
         return {name: scores[here] for name, scores in self._yardstick_scores().items()}
 
     def _yardstick_scores(self) -> dict[str, npt.NDArray[Any]]:
-        found = {"two counters": self._counters(self.rows)}
-        baseline = self._baseline(self.rows)
+        found = {"two counters": self._counters(self._plain_rows)}
+        baseline = self._baseline(self._plain_rows)
         if baseline is not None:
             found["frozen foundation"] = baseline
         if isinstance(self.method, FederatedMethod):
@@ -282,7 +297,7 @@ class Run:
     @cached_property
     def recommender(self) -> Recommender:
         """Ready to score the catalogue; made once."""
-        return Recommender(self.dataset, self.model, self._shard(self.rows, self._store()), self.server)
+        return Recommender(self.dataset, self.model, self._shard(self.rows, self._store()), self.server, self._inputs)
 
     def forget(self, user: int | str) -> dict[str, Any]:
         """Erase a user's personal parameters.
@@ -322,7 +337,7 @@ class Run:
     def _report(
         self, rows: ShardRows, scores: npt.NDArray[Any], here: npt.NDArray[np.bool_], bootstrap: int
     ) -> dict[str, Any]:
-        baseline = self._baseline(rows)
+        baseline = self._baseline(self._plain_rows if rows is self.rows else rows)
         owner = rows.user[here]
         return click_report(
             owner,
@@ -354,6 +369,9 @@ class Run:
             raise DataError(f"{self.dataset.path}: has no cold users", "prepare the data set with --cold-users")
         settings = self.method.settings.model_copy(update={"participation": 1.0})
         rows = ShardRows.cold(self.dataset, support, dtype=settings.torch_dtype, device=torch.device("cpu"))
+        if self.rows.tally is not None:
+            rows = rows.counted(self.dataset, self.rows.tally)
+        rows = self.method.rows(self.foundation, self.dataset, rows)
         if isinstance(self.method, Baseline):
             scores = self.method.scores(self.foundation, self.dataset, rows)
         else:
@@ -373,7 +391,8 @@ class Run:
     def _shard(self, rows: ShardRows, store: DeviceStore) -> Shard:
         method = cast(FederatedMethod, self.method)
         settings = method.settings.model_copy(update={"participation": 1.0})
-        return Shard(self.model, rows, settings, store, seed=self.config["seed"], rule=method)
+        limits = limits_of(self.foundation)
+        return Shard(self.model, rows, settings, store, seed=self.config["seed"], rule=method, **limits)
 
 
 def load_run(path: Path | str, *, foundation: Foundation | None = None, dataset: Dataset | None = None) -> Run:

@@ -84,6 +84,12 @@ class Settings(StrictSettings):
         Federated Optimization*, ICLR 2021, algorithm 2: FedAvgM and FedAdam, whose second moment starts at zero here).
     server_lr, server_momentum : float, float
         Its step size and the decay of its first moment.
+    history : {"frozen", "online"}
+        Which own rows a validation or test row may read: those before the cut, or all before the row itself. Online, a
+        click lifts the user's next rows, which raises AUC over all rows and ruins it within users.
+    item_counts : int
+        Into how many periods devices count their training rows and clicks per item, once, before the first round; the
+        sums over users join open users' counts wherever an item's click rate is read. 0 for none.
     personal_bias : bool
         A term added to the logit that each user learns and keeps.
     dtype : {"float32", "float64"}
@@ -109,6 +115,8 @@ class Settings(StrictSettings):
     server_optimizer: Literal["mean", "momentum", "adam"] = "mean"
     server_lr: Annotated[float, Field(gt=0)] = 1.0
     server_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    history: Literal["frozen", "online"] = "frozen"
+    item_counts: Annotated[int, Field(ge=0, le=1000)] = 0
     personal_bias: bool = False
     dtype: Literal["float32", "float64"] = "float32"
 

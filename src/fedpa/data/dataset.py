@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from fedpa.artifacts import read_manifest, sha256
 from fedpa.data.divide import COLD, OPEN, PRIVATE, SIDES
 from fedpa.data.encode import Numeric, from_json
+from fedpa.data.past import Past
 from fedpa.data.split import PARTS, Part
 from fedpa.data.statistics import ITEM_STRENGTH, USER_STRENGTH, Counted, smoothed_rate
 from fedpa.errors import ArtifactError, DataError
@@ -299,6 +300,11 @@ class Dataset:
         return counted.keep(self.part != Part.UNBIASED)
 
     @cached_property
+    def past(self) -> Past:
+        """Every user's own rows, oldest first."""
+        return Past(self.counted, self.n_users)
+
+    @cached_property
     def oracle(self) -> NDArray[np.float64] | None:
         """True click probability of every row, shape ``[n_rows]``; ``None`` unless the data are synthetic."""
         if "oracle.parquet" not in self.manifest["files"]:
@@ -325,7 +331,7 @@ class Dataset:
             for start in range(0, self.n_rows, _PIECE):
                 piece = slice(start, start + _PIECE)
                 opened = self.open_views[piece], self.open_clicks[piece]
-                item = self._encode_item(self.item_views[piece], self.item_clicks[piece], *opened)
+                item = self.encode_item(self.item_views[piece], self.item_clicks[piece], *opened)
                 own = self.encode_user(self.user_views[piece], self.user_clicks[piece], *opened)
                 codes[piece] = np.concatenate([item, own], axis=-1)
         return codes
@@ -353,6 +359,17 @@ class Dataset:
         rate = smoothed_rate(user_clicks, user_views, open_clicks, open_views, USER_STRENGTH)
         return _stack(self._user_context, {"user_rate": rate, "user_views": user_views}, rate.shape)
 
+    def encode_item(
+        self,
+        views: NDArray[Any],
+        clicks: NDArray[Any],
+        open_views: NDArray[Any] | int,
+        open_clicks: NDArray[Any] | int,
+    ) -> NDArray[np.int32]:
+        """Item-side context codes of given counts, any shape ``[...]``, shape ``[..., n_item_context]``."""
+        rate = smoothed_rate(clicks, views, open_clicks, open_views, ITEM_STRENGTH)
+        return _stack(self._item_context, {"item_rate": rate, "item_views": views}, rate.shape)
+
     def item_context(self, times: NDArray[np.int64]) -> NDArray[np.int32]:
         """Item-side context codes of the whole catalogue at given instants.
 
@@ -372,7 +389,7 @@ class Dataset:
         codes = np.empty((*counts.views.shape, self.n_item_context), dtype=np.int32)
         for place in range(len(codes)):
             opened = int(counts.open_views[place]), int(counts.open_clicks[place])
-            codes[place] = self._encode_item(counts.views[place], counts.clicks[place], *opened)
+            codes[place] = self.encode_item(counts.views[place], counts.clicks[place], *opened)
         return codes
 
     def item_counts(self, times: NDArray[np.int64]) -> ItemCounts:
@@ -428,16 +445,6 @@ class Dataset:
     @property
     def _user_context(self) -> tuple[Numeric, ...]:
         return tuple(encoder for encoder in self._context if encoder.name.startswith("user_"))
-
-    def _encode_item(
-        self,
-        views: NDArray[Any],
-        clicks: NDArray[Any],
-        open_views: NDArray[Any] | int,
-        open_clicks: NDArray[Any] | int,
-    ) -> NDArray[np.int32]:
-        rate = smoothed_rate(clicks, views, open_clicks, open_views, ITEM_STRENGTH)
-        return _stack(self._item_context, {"item_rate": rate, "item_views": views}, rate.shape)
 
     def _features(self, table: str) -> tuple[CodedFeature, ...]:
         return tuple(CodedFeature(each["name"], each["size"]) for each in self.manifest["features"][table])

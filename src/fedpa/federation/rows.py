@@ -10,8 +10,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fedpa.data.dataset import COLD, PRIVATE, Dataset, Part
+from fedpa.data.dataset import COLD, PRIVATE, Dataset, ItemCounts, Part
+from fedpa.data.past import Queries
 from fedpa.draws import user_keys
+from fedpa.federation.tally import Tally
 
 __all__ = ["Batch", "ShardRows", "group_sizes", "group_values"]
 
@@ -52,12 +54,18 @@ class Batch:
         Codes of the row's own features [users, rows, context features], int64.
     slots : dict
         Per table the places of the rows' ids among the user's touched rows [users, rows, ids], int64.
+    dense : Tensor or None
+        What the foundation's reader of the past says of each row [users, rows, width].
+    real : Tensor or None
+        How many rows of each user come before the copies of its last one that fill it up [users]; None: all.
     """
 
     users: Tensor
     items: Tensor
     context: Tensor
     slots: Mapping[str, Tensor] = field(default_factory=dict)
+    dense: Tensor | None = None
+    real: Tensor | None = None
 
 
 @dataclass
@@ -80,12 +88,20 @@ class ShardRows:
         Local user of each row [rows].
     part : ndarray
         Part of each row [rows], as in `fedpa.data.dataset.Part`.
+    time : ndarray
+        Time of each row [rows].
     items, context, labels : Tensor
         [rows], [rows, context features], [rows] on the shard's device.
     own_views, own_clicks : ndarray
         The user's own rows and clicks that each row may know of [rows].
     item_views, item_clicks, open_views, open_clicks : ndarray
         Open users' rows and clicks strictly before each row, of its item and of all items [rows].
+    dense : Tensor or None
+        What the foundation's reader of the past says of each row [rows, width]; see `fedpa.models.inputs`.
+    every_label : Tensor or None
+        Labels that are trained on beside each other [rows, labels], the first as in `labels`; None where that is all.
+    tally : Tally or None
+        The item counts of private users that the counts of all rows contain.
     """
 
     users: Ints
@@ -97,6 +113,7 @@ class ShardRows:
     row: Ints
     user: Ints
     part: npt.NDArray[np.uint8]
+    time: Ints
     items: Tensor
     context: Tensor
     labels: Tensor
@@ -106,6 +123,9 @@ class ShardRows:
     item_clicks: npt.NDArray[np.integer]
     open_views: npt.NDArray[np.integer]
     open_clicks: npt.NDArray[np.integer]
+    dense: Tensor | None = None
+    every_label: Tensor | None = None
+    tally: Tally | None = None
 
     @classmethod
     def of(cls, dataset: Dataset, users: Ints | None = None, *, dtype: torch.dtype, device: torch.device) -> ShardRows:
@@ -173,6 +193,7 @@ class ShardRows:
             row=row,
             user=owner,
             part=part,
+            time=dataset.time[row],
             items=torch.from_numpy(dataset.item[row].astype(np.int64)).to(device),
             context=torch.from_numpy(context[order].astype(np.int64)).to(device),
             labels=torch.from_numpy(dataset.label[row]).to(device, dtype),
@@ -190,7 +211,51 @@ class ShardRows:
             torch.from_numpy(self.users[local]).to(self.items.device),
             self.items[positions],
             self.context[positions],
+            dense=None if self.dense is None else self.dense[positions],
         )
+
+    def queries(self, each: int = 1) -> Queries:
+        """What is known of every row when it is scored, or of `each` consecutive rows as candidates of one moment."""
+        owner = self.users[self.user[::each]]
+        items = self.items.cpu().numpy().reshape(-1, each)
+        counts = (self.item_views.reshape(-1, each), self.item_clicks.reshape(-1, each))
+        own = self.own_views[::each], self.own_clicks[::each]
+        return Queries(
+            owner, self.time[::each], *own, items, *counts, self.open_views[::each], self.open_clicks[::each]
+        )
+
+    def item_counts(self, dataset: Dataset, times: Ints) -> ItemCounts:
+        """Rows and clicks of the whole catalogue before some instants, as far as these rows know them."""
+        counts = dataset.item_counts(times)
+        return counts if self.tally is None else self.tally.added(counts, times)
+
+    def counted(self, dataset: Dataset, tally: Tally) -> ShardRows:
+        """The same rows, whose item counts are those of open and private users."""
+        when, item = tally.at(self.time), self.items.cpu().numpy()
+        known = replace(
+            self,
+            item_views=self.item_views + tally.views[when, item],
+            item_clicks=self.item_clicks + tally.clicks[when, item],
+            open_views=self.open_views + tally.views.sum(1)[when],
+            open_clicks=self.open_clicks + tally.clicks.sum(1)[when],
+            tally=tally,
+        )
+        return known._encoded(dataset)
+
+    def online(self, dataset: Dataset) -> ShardRows:
+        """The same rows, which know of all own rows strictly before them, whatever part those are in."""
+        views, clicks = dataset.past.running(self.users[self.user], self.time)
+        return replace(self, own_views=views, own_clicks=clicks)._encoded(dataset)
+
+    def _encoded(self, dataset: Dataset) -> ShardRows:
+        """The same rows with context codes of the counts that they hold."""
+        if not self.context.shape[1]:
+            return self
+        opened = self.open_views, self.open_clicks
+        item = dataset.encode_item(self.item_views, self.item_clicks, *opened)
+        own = dataset.encode_user(self.own_views, self.own_clicks, *opened)
+        codes = torch.from_numpy(np.concatenate([item, own], -1).astype(np.int64))
+        return replace(self, context=codes.to(self.items.device))
 
     def candidates(self, dataset: Dataset, positions: Ints) -> ShardRows:
         """The whole catalogue for the users of some rows, as it was known at those rows' times.
@@ -207,7 +272,7 @@ class ShardRows:
             [n x items] rows to be scored, item by item for each of `positions`; labels are zero.
         """
         n, items = len(positions), dataset.n_items
-        counts = dataset.item_counts(dataset.time[self.row[positions]])
+        counts = self.item_counts(dataset, self.time[positions])
         context = dataset.encode_catalogue(counts).astype(np.int64)
         own = self.context.cpu().numpy()[positions, dataset.n_item_context :]
         context = np.concatenate([context, np.repeat(own[:, None, :], items, 1)], -1)
@@ -220,6 +285,7 @@ class ShardRows:
             row=np.full(n * items, -1),
             user=np.repeat(self.user[positions], items),
             part=np.repeat(self.part[positions], items),
+            time=np.repeat(self.time[positions], items),
             items=torch.arange(items, device=device).repeat(n),
             context=torch.from_numpy(context.reshape(n * items, context.shape[-1])).to(device),
             labels=torch.zeros(n * items, dtype=self.labels.dtype, device=device),
@@ -229,4 +295,6 @@ class ShardRows:
             item_clicks=counts.clicks.reshape(-1),
             open_views=np.repeat(counts.open_views, items),
             open_clicks=np.repeat(counts.open_clicks, items),
+            dense=None,
+            every_label=None,
         )

@@ -14,10 +14,9 @@ from fedpa.federation.rows import ShardRows
 from fedpa.methods.method import Baseline, register
 from fedpa.methods.two_counters import two_counter_scores
 from fedpa.models.foundation import Foundation
+from fedpa.models.wrap.wrapped import Wrapped
 
 __all__ = ["FrozenFoundation", "TwoCounters"]
-
-_ROWS = 1 << 16
 
 
 @register
@@ -59,19 +58,9 @@ class FrozenFoundation(Baseline):
         """Click probabilities [rows]."""
         if foundation is None:
             raise ConfigError("method foundation: no foundation was given")
-        model = foundation.model
-        codes = torch.from_numpy(dataset.user_codes)
-        items = torch.from_numpy(dataset.item_codes)
-        users = torch.from_numpy(rows.users[rows.user])
-        found = []
+        if isinstance(foundation, Wrapped):
+            return foundation.scores(dataset, rows)
+        coded = foundation.inputs.private_rows(dataset, rows)
         with torch.inference_mode():
-            for begin in range(0, len(rows.row), _ROWS):
-                piece = slice(begin, begin + _ROWS)
-                found.append(
-                    model(
-                        codes[users[piece]].long(),
-                        items[rows.items[piece].cpu()].long(),
-                        rows.context[piece].cpu(),
-                    ).sigmoid()
-                )
+            found = [foundation.model(*piece[:4]).sigmoid() for piece in coded.pieces()]
         return torch.cat(found).numpy() if found else np.zeros(0, np.float32)

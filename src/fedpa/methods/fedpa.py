@@ -23,6 +23,8 @@ from fedpa.federation.parameters import PERSONAL, SHARED, Scope, group
 from fedpa.methods.method import Family, FederatedMethod, register
 from fedpa.models.adapted import AdaptedMLP, AdapterSettings, adapter_inputs
 from fedpa.models.foundation import Foundation
+from fedpa.models.wrap.model import WrappedModel
+from fedpa.models.wrap.wrapped import Wrapped
 
 __all__ = ["BEST", "FedPA"]
 
@@ -111,3 +113,8 @@ class FedPA(FederatedMethod):
         """Put adapters around the foundation's layers."""
         settings = cast(AdapterSettings, self.settings)
         return AdaptedMLP(settings, self.scope, self.needed(foundation), dataset, seed=seed, device=device)
+
+    def build_wrapped(self, wrapped: Wrapped, dataset: Dataset, seed: int, device: torch.device) -> WrappedModel:
+        """Put adapters around the module's targets."""
+        settings = cast(AdapterSettings, self.settings)
+        return WrappedModel(settings, self.scope, wrapped, dataset, seed=seed, device=device)

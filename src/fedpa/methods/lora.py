@@ -22,6 +22,8 @@ from fedpa.federation.parameters import FROZEN, PERSONAL, SHARED, Scope
 from fedpa.methods.method import Family, FederatedMethod, register
 from fedpa.models.adapted import AdaptedMLP, AdapterSettings, adapter_inputs
 from fedpa.models.foundation import Foundation
+from fedpa.models.wrap.model import WrappedModel
+from fedpa.models.wrap.wrapped import Wrapped
 
 __all__ = ["STEPS", "FFALoRA", "FedIT", "FedSALoRA", "LoRAMethod", "LoRASettings", "PersonalLoRA"]
 
@@ -88,6 +90,11 @@ class LoRAMethod(FederatedMethod):
         """Put one adapter around each layer."""
         settings = cast(LoRASettings, self.settings)
         return AdaptedMLP(settings, self.scope, self.needed(foundation), dataset, seed=seed, device=device)
+
+    def build_wrapped(self, wrapped: Wrapped, dataset: Dataset, seed: int, device: torch.device) -> WrappedModel:
+        """Put one adapter around each target."""
+        settings = cast(LoRASettings, self.settings)
+        return WrappedModel(settings, self.scope, wrapped, dataset, seed=seed, device=device)
 
 
 @register

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import importlib.util
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,14 +11,17 @@ from typing import Any, ClassVar, Literal
 import numpy.typing as npt
 import torch
 
-from fedpa.data.dataset import Dataset
+from fedpa.data.dataset import Dataset, Part
 from fedpa.errors import ConfigError
 from fedpa.federation.parameters import Layout, Scope
 from fedpa.federation.rows import ShardRows
 from fedpa.federation.rule import AdaptedModel, LocalRule
 from fedpa.federation.server import Server
+from fedpa.federation.tally import Tally
 from fedpa.models.bias import WithPersonalBias
 from fedpa.models.foundation import Foundation
+from fedpa.models.wrap.wrapped import Wrapped
+from fedpa.own_code import attribute_of, is_own_code
 from fedpa.settings import Settings
 
 __all__ = [
@@ -85,12 +86,29 @@ class Method(ABC):
         return self.needs_foundation
 
     def needed(self, foundation: Foundation | None) -> Foundation:
-        """The foundation, or an error that it is missing."""
+        """The foundation with the backbone that `fedpa.pretrain` makes, or an error that it is missing or another."""
+        if isinstance(foundation, Wrapped):
+            raise self._backbone_only()
         if foundation is None:
             raise ConfigError(
                 f"method {self.name}: needs a foundation", "pretrain one or load one with load_foundation"
             )
         return foundation
+
+    def _backbone_only(self) -> ConfigError:
+        return ConfigError(
+            f"method {self.name}: takes the backbone of `fedpa pretrain` apart and cannot adapt a wrapped module",
+            "use fedpa, local-only, fedit, ffa-lora, fedsa-lora, personal-lora, head-only, user-bias or biases",
+        )
+
+    def rows(self, foundation: Foundation | None, dataset: Dataset, rows: ShardRows) -> ShardRows:
+        """Rows as the method reads them: with the user's past up to the cut or the row, and everybody's item counts."""
+        if self.settings.history == "online":
+            rows = rows.online(dataset)
+        if self.settings.item_counts and rows.tally is None:
+            own = rows.items.cpu().numpy(), rows.time, rows.labels.cpu().numpy(), rows.part == Part.TRAIN
+            rows = rows.counted(dataset, Tally.of(dataset, self.settings.item_counts, *own))
+        return rows
 
     @property
     def inputs(self) -> str:
@@ -98,8 +116,8 @@ class Method(ABC):
         return "features, counters"
 
     @classmethod
-    def configured(cls, preset: str, values: Mapping[str, Any]) -> Method:
-        """The method with a preset's settings, changed by `values`.
+    def configured(cls, preset: str, values: Mapping[str, Any], foundation: Foundation | None = None) -> Method:
+        """The method with a preset's settings, changed by what a wrapped module brings and then by `values`.
 
         Raises
         ------
@@ -112,7 +130,8 @@ class Method(ABC):
                 f"method {cls.name}: unknown preset {preset!r}, known: {', '.join(sorted(cls.presets))}",
                 f"write {near[0]}" if near else "name one of these, or leave it out",
             )
-        merged = {**cls.presets[preset], **values}
+        brought = foundation.settings_for(cls.settings_type) if isinstance(foundation, Wrapped) else {}
+        merged = {**cls.presets[preset], **brought, **values}
         return cls(cls.settings_type.checked(merged, f"method {cls.name}"))
 
 
@@ -123,6 +142,13 @@ class FederatedMethod(LocalRule, Method):
     what happens before scoring (`before_scoring`), and the aggregation and the downlink (`server`).
     """
 
+    def rows(self, foundation: Foundation | None, dataset: Dataset, rows: ShardRows) -> ShardRows:
+        """The same, with what the foundation's reader says of every row."""
+        rows = super().rows(foundation, dataset, rows)
+        if isinstance(foundation, Wrapped):
+            return foundation.labelled(dataset, rows)
+        return rows if foundation is None else foundation.inputs.shard_rows(dataset, rows)
+
     @abstractmethod
     def scope(self, name: str) -> Scope:
         """The scope of a parameter: who trains it and what the server does with it."""
@@ -131,10 +157,19 @@ class FederatedMethod(LocalRule, Method):
     def build(self, foundation: Foundation | None, dataset: Dataset, seed: int, device: torch.device) -> AdaptedModel:
         """The foundation with this method's parameters around it."""
 
+    def build_wrapped(self, wrapped: Wrapped, dataset: Dataset, seed: int, device: torch.device) -> AdaptedModel:
+        """The same around a module of one's own; a method whose parameters are not adapters refuses it."""
+        raise self._backbone_only()
+
     def model(self, foundation: Foundation | None, dataset: Dataset, seed: int, device: torch.device) -> AdaptedModel:
         """What `build` gives, with the personal bias if the settings ask for one."""
-        built = self.build(foundation, dataset, seed, device)
-        return WithPersonalBias(built) if self.settings.personal_bias else built
+        if isinstance(foundation, Wrapped) and self.reads_foundation:
+            built = self.build_wrapped(foundation, dataset, seed, device)
+        else:
+            built = self.build(foundation, dataset, seed, device)
+        if not self.settings.personal_bias:
+            return built
+        return WithPersonalBias(built, max(1, len(foundation.labels)) if isinstance(foundation, Wrapped) else 1)
 
     def server(self, layout: Layout) -> Server:
         """The server; a method with an aggregation or a downlink of its own returns one that has it."""
@@ -216,9 +251,8 @@ def find_method(name: str) -> type[Method]:
     ConfigError
         If there is no such method, file or class, or the class is not a method.
     """
-    file, colon, attribute = name.rpartition(":")
-    if colon and file.endswith(".py"):
-        return _from_file(Path(file), attribute)
+    if is_own_code(name):
+        return _from_file(name)
     if name not in _METHODS:
         near = difflib.get_close_matches(name, _METHODS, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(method_names())}"
@@ -226,20 +260,9 @@ def find_method(name: str) -> type[Method]:
     return _METHODS[name]
 
 
-def _from_file(path: Path, attribute: str) -> type[Method]:
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such file, expected a Python file with class {attribute}")
-    module_name = f"fedpa_method_{path.stem}"
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"{path}: cannot be imported")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise ConfigError(f"{path}: importing it failed ({type(error).__name__}: {error})") from error
-    found = getattr(module, attribute, None)
+def _from_file(name: str) -> type[Method]:
+    found = attribute_of(name, "class")
+    path, _, attribute = name.rpartition(":")
     if not (isinstance(found, type) and issubclass(found, Method)):
         raise ConfigError(f"{path}: has no class {attribute} that derives from fedpa.methods.Method")
     if not hasattr(found, "name"):

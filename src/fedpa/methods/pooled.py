@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
-import numpy as np
 import numpy.typing as npt
-import torch
 
 from fedpa.data.dataset import Dataset, Part
 from fedpa.draws import derive_seed
@@ -18,7 +16,7 @@ from fedpa.methods.baselines import FrozenFoundation
 from fedpa.methods.method import Baseline, register
 from fedpa.models.foundation import Foundation, load_foundation
 from fedpa.models.mlp import MLP
-from fedpa.models.pretrain import PretrainSettings, Rows, coded_rows, fit_backbone, open_rows, untrained
+from fedpa.models.pretrain import PretrainSettings, fit_backbone, inputs_of, untrained
 from fedpa.settings import Settings
 
 __all__ = ["Pooled", "PooledSettings"]
@@ -80,12 +78,15 @@ class Pooled(Baseline):
         """
         settings = cast(PooledSettings, self.settings)
         place = rows.items.device
-        train = _joined(open_rows(dataset, Part.FOUNDATION, place), _private(dataset, rows, Part.TRAIN))
-        held_out = _joined(open_rows(dataset, Part.FOUNDATION_VAL, place), _private(dataset, rows, Part.VAL))
+        inputs = self.needed(foundation).inputs if self.reads_foundation else inputs_of(dataset, settings)
+        train, held_out = (
+            inputs.open_rows(dataset, opened, place).joined(inputs.private_rows(dataset, rows, rows.part == private))
+            for opened, private in ((Part.FOUNDATION, Part.TRAIN), (Part.FOUNDATION_VAL, Part.VAL))
+        )
         if self.reads_foundation:
             model = _copy(self.needed(foundation).model).to(place)
         else:
-            model = untrained(dataset, settings, derive_seed(seed, "pretrain")).to(place)
+            model = untrained(dataset, settings, derive_seed(seed, "pretrain"), inputs).to(place)
         found = fit_backbone(model, train, held_out, settings, seed, start_counts=self.reads_foundation)
         features = {side: dataset.manifest["features"][side] for side in ("user", "item", "context")}
         facts = {
@@ -94,7 +95,7 @@ class Pooled(Baseline):
             "dataset": {"name": dataset.manifest["source"], "hash": dataset.hash},
             **found,
         }
-        Foundation.of(model.cpu(), features, facts).save(folder / "pooled")
+        Foundation.of(model.cpu(), features, facts, inputs).save(folder / "pooled")
 
     def open(self, folder: Path) -> None:
         """Load the trained model.
@@ -114,21 +115,6 @@ class Pooled(Baseline):
         if self._trained is None:
             raise ConfigError("method pooled: nothing was trained or loaded yet", "adapt, or load the run")
         return FrozenFoundation(self.settings).scores(self._trained, dataset, rows)
-
-
-def _private(dataset: Dataset, rows: ShardRows, part: Part) -> Rows:
-    """The private users' rows of one part."""
-    here = np.flatnonzero(rows.part == part)
-    context = rows.context.cpu()[here]
-    label = rows.labels.cpu().numpy()[here]
-    return coded_rows(
-        dataset, rows.users[rows.user[here]], rows.items.cpu().numpy()[here], context, label, rows.items.device
-    )
-
-
-def _joined(one: Rows, other: Rows) -> Rows:
-    user, item, context, label = (torch.cat(pair) for pair in zip(one, other, strict=True))
-    return user, item, context, label
 
 
 def _copy(model: MLP) -> MLP:

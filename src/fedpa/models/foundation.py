@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import safetensors
 import safetensors.torch
 from torch import Tensor
@@ -16,11 +17,14 @@ from torch import Tensor
 from fedpa.artifacts import FORMAT_VERSION, publish, read_manifest, sha256, write_json
 from fedpa.data.dataset import Dataset
 from fedpa.errors import ArtifactError
+from fedpa.models.history import reader_from_spec
+from fedpa.models.inputs import ITEM_ID, Inputs
 from fedpa.models.mlp import MLP
 
 __all__ = ["Foundation", "load_foundation"]
 
 _SIDES = ("user", "item", "context")
+_ITEMS = "items.parquet"
 
 
 @dataclass(frozen=True)
@@ -35,23 +39,32 @@ class Foundation:
     facts : dict
         How it came to be: settings, seed, epochs, validation values; for a reference import, the file's hash.
     hash : str
-        SHA-256 over weights and encoders: an adapter carries it and fits no other foundation.
+        SHA-256 over weights, encoders and inputs: an adapter carries it and fits no other foundation.
+    inputs : Inputs
+        The reader of users' pasts and the known items, if the model has them.
     """
 
     model: MLP
     features: dict[str, Any]
     facts: dict[str, Any]
     hash: str
+    inputs: Inputs = field(default_factory=Inputs)
 
     @classmethod
-    def of(cls, model: MLP, features: Mapping[str, Any], facts: Mapping[str, Any]) -> Foundation:
+    def of(
+        cls, model: MLP, features: Mapping[str, Any], facts: Mapping[str, Any], inputs: Inputs | None = None
+    ) -> Foundation:
         """Freeze a trained model."""
-        model = model.eval().requires_grad_(False)
+        model, inputs = model.eval().requires_grad_(False), inputs or Inputs()
         digest = hashlib.sha256(json.dumps(features, sort_keys=True).encode())
+        if inputs.history is not None:
+            digest.update(json.dumps(inputs.history.spec(), sort_keys=True).encode())
+        if inputs.item_ids is not None:
+            digest.update(json.dumps(inputs.item_ids.to_list()).encode())
         for name, value in sorted(model.state_dict().items()):
             digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
             digest.update(value.contiguous().cpu().numpy().tobytes())
-        return cls(model, dict(features), dict(facts), digest.hexdigest())
+        return cls(model, dict(features), dict(facts), digest.hexdigest(), inputs)
 
     def check(self, dataset: Dataset) -> None:
         """Refuse a data set whose codes mean something else.
@@ -81,6 +94,9 @@ class Foundation:
                 room / "foundation.safetensors",
                 {"foundation": self.hash},
             )
+            reader, known = self.inputs.history, self.inputs.item_ids
+            if known is not None:
+                pl.DataFrame({ITEM_ID: known}).write_parquet(room / _ITEMS)
             write_json(
                 room / "manifest.json",
                 {
@@ -90,6 +106,8 @@ class Foundation:
                     "model": self.model.spec(),
                     "features": self.features,
                     "facts": self.facts,
+                    "history": None if reader is None else reader.spec(),
+                    "known_items": known is not None,
                     "weights_sha256": sha256(room / "foundation.safetensors"),
                 },
             )
@@ -118,7 +136,12 @@ def load_foundation(path: Path | str) -> Foundation:
         model.load_state_dict(state)
     except RuntimeError as error:
         raise ArtifactError(f"{weights}: does not fit its manifest ({error})") from error
-    foundation = Foundation.of(model, manifest["features"], manifest["facts"])
+    try:
+        reader = reader_from_spec(manifest["history"]) if manifest.get("history") else None
+        known = pl.read_parquet(folder / _ITEMS)[ITEM_ID] if manifest.get("known_items") else None
+    except (OSError, KeyError, TypeError, ValueError, pl.exceptions.PolarsError) as error:
+        raise ArtifactError(f"{folder}: cannot be read ({error})", "pretrain the foundation again") from error
+    foundation = Foundation.of(model, manifest["features"], manifest["facts"], Inputs(reader, known))
     if foundation.hash != manifest["hash"]:
         raise ArtifactError(f"{folder}: the weights are not those of the manifest's hash {manifest['hash'][:12]}")
     return foundation

@@ -77,7 +77,7 @@ class ItemIdModel:
         if settings.on_foundation and foundation is not None:
             self._backbone = copy.deepcopy(foundation.model).to(device, settings.torch_dtype)
             self._user_codes = torch.from_numpy(dataset.user_codes).to(device)
-            self._item_codes = torch.from_numpy(dataset.item_codes).to(device)
+            self._item_codes = torch.from_numpy(foundation.inputs.item_codes(dataset)).to(device)
         tables, parameters = self.parts()
         blocks = [Block(parameter.name, (parameter,)) for parameter in parameters]
         self.layout = Layout(blocks, rule, group_sizes(dataset), tables)
@@ -136,5 +136,5 @@ class ItemIdModel:
             raise RuntimeError("the model has no foundation")
         with torch.no_grad():
             users = self._user_codes[batch.users].long()[:, None, :].expand(-1, batch.items.shape[1], -1)
-            found: Tensor = self._backbone(users, self._item_codes[batch.items].long(), batch.context)
+            found: Tensor = self._backbone(users, self._item_codes[batch.items].long(), batch.context, batch.dense)
         return found

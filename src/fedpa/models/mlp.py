@@ -31,20 +31,23 @@ class MLP(nn.Module):
         Width of every embedding.
     hidden : sequence of int
         Widths of the layers.
+    dense : int
+        How many numbers follow the embeddings: what a reader of the user's past says of the candidate.
     """
 
-    def __init__(self, features: Features, embedding: int = 8, hidden: Sequence[int] = (32, 8)) -> None:
+    def __init__(self, features: Features, embedding: int = 8, hidden: Sequence[int] = (32, 8), dense: int = 0) -> None:
         super().__init__()
         self.features = {side: [(str(n), int(k)) for n, k in features[side]] for side in _SIDES}
         self.embedding = embedding
         self.hidden = tuple(hidden)
+        self.dense = dense
         self.tables = nn.ModuleDict()
         for side in _SIDES:
             sizes = [size for _, size in self.features[side]]
             self.tables[side] = nn.Embedding(sum(sizes), embedding)
             offsets = torch.tensor([0, *sizes[:-1]]).cumsum(0) if sizes else torch.zeros(0, dtype=torch.int64)
             self.register_buffer(f"offsets_{side}", offsets, persistent=False)
-        widths = [self.width("user") + self.width("item") + self.width("context"), *hidden]
+        widths = [sum(self.width(side) for side in _SIDES) + dense, *hidden]
         self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(widths))
         self.head = nn.Linear(widths[-1], 1)
 
@@ -59,12 +62,13 @@ class MLP(nn.Module):
             "features": {side: [[n, k] for n, k in self.features[side]] for side in _SIDES},
             "embedding": self.embedding,
             "hidden": list(self.hidden),
+            **({"dense": self.dense} if self.dense else {}),
         }
 
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any]) -> Self:
         """An untrained model of the same shape."""
-        return cls(spec["features"], spec["embedding"], spec["hidden"])
+        return cls(spec["features"], spec["embedding"], spec["hidden"], spec.get("dense", 0))
 
     def embed(self, side: str, codes: Tensor) -> Tensor:
         """Concatenated embeddings [..., features x embedding] of codes [..., features]."""
@@ -82,9 +86,20 @@ class MLP(nn.Module):
             begin += size
         raise KeyError(name)
 
-    def forward(self, user: Tensor, item: Tensor, context: Tensor) -> Tensor:
-        """Logits [...] of rows with codes [..., features] on each side."""
-        x = torch.cat([self.embed("user", user), self.embed("item", item), self.embed("context", context)], -1)
+    def forward(self, user: Tensor, item: Tensor, context: Tensor, dense: Tensor | None = None) -> Tensor:
+        """Logits [...] of rows with codes [..., features] on each side and what the past says [..., dense].
+
+        Raises
+        ------
+        ValueError
+            If the model reads a user's past and got none.
+        """
+        parts = [self.embed("user", user), self.embed("item", item), self.embed("context", context)]
+        if self.dense:
+            if dense is None:
+                raise ValueError(f"the model reads {self.dense} numbers of a user's past, got none")
+            parts.append(dense)
+        x = torch.cat(parts, -1)
         for layer in self.layers:
             x = torch.relu(layer(x))
         logits: Tensor = self.head(x)

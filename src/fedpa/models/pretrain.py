@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -16,14 +15,15 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from fedpa.data.dataset import Dataset, Part
 from fedpa.device import open_device
 from fedpa.draws import derive_seed, generator
-from fedpa.errors import DataError
 from fedpa.evaluation.metrics import auc
 from fedpa.models.foundation import Foundation
+from fedpa.models.history import LightHistory
+from fedpa.models.inputs import ITEM_ID, CodedRows, Inputs, open_queries
 from fedpa.models.mlp import MLP
 from fedpa.progress import progress_bar
 from fedpa.settings import StrictSettings
 
-__all__ = ["PretrainSettings", "Rows", "coded_rows", "fit_backbone", "open_rows", "pretrain", "untrained"]
+__all__ = ["PretrainSettings", "fit_backbone", "inputs_of", "pretrain", "untrained"]
 
 
 class PretrainSettings(StrictSettings):
@@ -35,6 +35,13 @@ class PretrainSettings(StrictSettings):
         Width of every embedding and of each layer.
     embedding_std : float
         Spread of the embeddings' random start.
+    history : {"none", "light"}
+        What reads a user's past: nothing but the two counters, or `fedpa.models.history.LightHistory`.
+    half_life : float or None
+        Of the reader's sums, in rows; None counts all rows alike.
+    item_embedding : bool
+        Whether items have an embedding of their own beside those of their features. It starts at zero, where that of
+        an item without open rows stays.
     lr, batch_size, weight_decay : float, int, float
         Of Adam; the decay is decoupled (Loshchilov & Hutter, 2019).
     epochs, patience : int
@@ -44,15 +51,14 @@ class PretrainSettings(StrictSettings):
     embedding: Annotated[int, Field(ge=1)] = 8
     hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field((32, 8), min_length=1)
     embedding_std: Annotated[float, Field(ge=0)] = 0.1
+    history: Literal["none", "light"] = "none"
+    half_life: Annotated[float, Field(gt=0)] | None = None
+    item_embedding: bool = False
     lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-3
     batch_size: Annotated[int, Field(ge=1)] = 1024
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     epochs: Annotated[int, Field(ge=1)] = 50
     patience: Annotated[int, Field(ge=0)] = 3
-
-
-Rows = tuple[Tensor, Tensor, Tensor, Tensor]
-"""User, item and context codes [rows, features] and labels [rows]."""
 
 
 def pretrain(
@@ -98,8 +104,9 @@ def pretrain(
     """
     chosen = PretrainSettings.checked(settings, "pretraining")
     place = open_device(device)
-    train, held_out = (open_rows(dataset, part, place) for part in (Part.FOUNDATION, Part.FOUNDATION_VAL))
-    model = untrained(dataset, chosen, derive_seed(seed, "pretrain")).to(place)
+    inputs = inputs_of(dataset, chosen)
+    train, held_out = (inputs.open_rows(dataset, part, place) for part in (Part.FOUNDATION, Part.FOUNDATION_VAL))
+    model = untrained(dataset, chosen, derive_seed(seed, "pretrain"), inputs).to(place)
     with progress_bar("pretrain", chosen.epochs, progress) as advance:
         found = fit_backbone(model, train, held_out, chosen, seed, advance=advance)
     features = {s: dataset.manifest["features"][s] for s in ("user", "item", "context")}
@@ -109,22 +116,40 @@ def pretrain(
         "dataset": {"name": dataset.manifest["source"], "hash": dataset.hash},
         **found,
     }
-    foundation = Foundation.of(model.cpu(), features, facts)
+    foundation = Foundation.of(model.cpu(), features, facts, inputs)
     if out is not None:
         foundation.save(out, overwrite=overwrite)
     return foundation
 
 
-def untrained(dataset: Dataset, settings: PretrainSettings, seed: int) -> MLP:
-    """The backbone at its random start, for a data set's features."""
+def inputs_of(dataset: Dataset, settings: PretrainSettings) -> Inputs:
+    """The reader and the known items that the settings ask for, made from open users' rows."""
+    known = None
+    if settings.item_embedding:
+        known = dataset.item_ids.gather(np.unique(dataset.item[dataset.rows(Part.FOUNDATION)]))
+    if settings.history == "none":
+        return Inputs(None, known)
+    reader = LightHistory.for_items(dataset, settings.half_life)
+    reader.standardise(reader.read(dataset.past, reader.kinds_of(dataset), open_queries(dataset, Part.FOUNDATION)))
+    return Inputs(reader, known)
+
+
+def untrained(dataset: Dataset, settings: PretrainSettings, seed: int, inputs: Inputs | None = None) -> MLP:
+    """The backbone at its random start, for a data set's features and, if given, the inputs beside them."""
+    inputs = inputs or Inputs()
     features = {side: dataset.manifest["features"][side] for side in ("user", "item", "context")}
     sizes = {side: [(f["name"], f["size"]) for f in found] for side, found in features.items()}
+    if inputs.item_ids is not None:
+        sizes["item"].append((ITEM_ID, len(inputs.item_ids) + 1))
+    dense = 0 if inputs.history is None else inputs.history.width
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = MLP(sizes, settings.embedding, settings.hidden)
+        model = MLP(sizes, settings.embedding, settings.hidden, dense)
         for table in model.tables.values():
             torch.nn.init.normal_(table.get_parameter("weight"), std=settings.embedding_std)
     _balance(model)
+    if inputs.item_ids is not None:
+        model.named_table("item", ITEM_ID).zero_()
     if dataset.manifest["settings"]["features"] == "causal":
         _silence_unknown(model)
     return model
@@ -132,8 +157,8 @@ def untrained(dataset: Dataset, settings: PretrainSettings, seed: int) -> MLP:
 
 def fit_backbone(
     model: MLP,
-    train: Rows,
-    held_out: Rows,
+    train: CodedRows,
+    held_out: CodedRows,
     settings: PretrainSettings,
     seed: int,
     *,
@@ -145,7 +170,7 @@ def fit_backbone(
     Parameters
     ----------
     model : MLP
-    train, held_out : Rows
+    train, held_out : CodedRows
         On the model's device.
     settings : PretrainSettings
         The widths and the spread of the start are not read.
@@ -178,41 +203,9 @@ def fit_backbone(
     return {
         "epochs": epoch,
         "best_epoch": best_epoch,
-        "held_out": {"logloss": best_loss, "auc": best_auc, "rows": len(held_out[3])},
-        "rows": len(train[3]),
+        "held_out": {"logloss": best_loss, "auc": best_auc, "rows": len(held_out)},
+        "rows": len(train),
     }
-
-
-def open_rows(dataset: Dataset, part: Part, device: torch.device) -> Rows:
-    """All rows of one of the open users' parts.
-
-    Raises
-    ------
-    DataError
-        If there are none.
-    """
-    rows = dataset.rows(part)
-    if not len(rows):
-        raise DataError(
-            f"{dataset.path}: no row in part {part.name.lower()!r}, so there is nothing to train on",
-            "prepare the data set with more open users (--division)",
-        )
-    context = torch.from_numpy(np.ascontiguousarray(dataset.context_codes[rows]))
-    return coded_rows(dataset, dataset.user[rows], dataset.item[rows], context, dataset.label[rows], device)
-
-
-def coded_rows(
-    dataset: Dataset,
-    user: npt.NDArray[Any],
-    item: npt.NDArray[Any],
-    context: Tensor,
-    label: npt.NDArray[Any],
-    device: torch.device,
-) -> Rows:
-    """Rows given by user and item numbers, context codes and labels, as a backbone reads them."""
-    sides = torch.from_numpy(dataset.user_codes[user]), torch.from_numpy(dataset.item_codes[item]), context
-    codes = [side.to(device, torch.int64) for side in sides]
-    return codes[0], codes[1], codes[2], torch.from_numpy(label).to(device, torch.float32)
 
 
 def _silence_unknown(model: MLP) -> None:
@@ -232,24 +225,24 @@ def _balance(model: MLP) -> None:
         weight[:, 1::2] *= -1
 
 
-def _epoch(model: MLP, optimizer: torch.optim.Optimizer, rows: Rows, size: int, draw: torch.Generator) -> None:
+def _epoch(model: MLP, optimizer: torch.optim.Optimizer, rows: CodedRows, size: int, draw: torch.Generator) -> None:
     model.train()
-    order = torch.randperm(len(rows[3]), generator=draw).to(rows[3].device)
-    for batch in order.split(size):
-        user, item, context, label = (column[batch] for column in rows)
-        loss = binary_cross_entropy_with_logits(model(user, item, context), label)
+    order = torch.randperm(len(rows), generator=draw).to(rows.label.device)
+    for chosen in order.split(size):
+        *codes, label = rows.at(chosen)
+        loss = binary_cross_entropy_with_logits(model(*codes), label)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
 
 
-def _held_out(model: MLP, rows: Rows) -> tuple[float, float | None]:
+def _held_out(model: MLP, rows: CodedRows) -> tuple[float, float | None]:
     """Log-loss and AUC of rows."""
     model.eval()
     with torch.inference_mode():
-        logits = torch.cat([model(u, i, c) for u, i, c in zip(*(r.split(1 << 16) for r in rows[:3]), strict=True)])
-        loss = float(binary_cross_entropy_with_logits(logits, rows[3]))
-    return loss, auc(rows[3].cpu().numpy(), logits.cpu().numpy())
+        logits = torch.cat([model(*piece[:4]) for piece in rows.pieces()])
+        loss = float(binary_cross_entropy_with_logits(logits, rows.label))
+    return loss, auc(rows.label.cpu().numpy(), logits.cpu().numpy())
 
 
 def _copy(model: MLP) -> dict[str, Tensor]:

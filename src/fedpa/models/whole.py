@@ -74,7 +74,9 @@ class WholeMLP:
             mlp = foundation.model
         self._dtype, self._device = settings.torch_dtype, device
         self.depth = len(mlp.layers)
-        user_codes, item_codes = (torch.from_numpy(c).long() for c in (dataset.user_codes, dataset.item_codes))
+        catalogue = dataset.item_codes if foundation is None else foundation.inputs.item_codes(dataset)
+        user_codes, item_codes = (torch.from_numpy(c).long() for c in (dataset.user_codes, catalogue))
+        self._dense = mlp.dense
         offsets = {side: mlp.get_buffer(f"offsets_{side}") for side in ("user", "item", "context")}
         self.tables = [
             self._table(mlp, "user", lambda users: user_codes[users.cpu()] + offsets["user"], per_user=True),
@@ -98,6 +100,8 @@ class WholeMLP:
             for table in self.tables
             if table.per == "row"
         ]
+        if self._dense and batch.dense is not None:
+            parts.append(batch.dense)
         x = torch.cat(parts, -1)
         for layer in range(self.depth):
             weight, bias = (blocks[self._name(f"layers.{layer}.{kind}")] for kind in ("weight", "bias"))
