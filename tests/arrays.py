@@ -230,7 +230,7 @@ def toy_engine(
     limits = {"users_per_chunk": users_per_chunk, "rows_per_chunk": rows_per_chunk}
     shards = []
     for number, users in enumerate([None] if divided is None else divided):
-        rows = ShardRows.of(data, users, dtype=dtype, device=CPU)
+        rows = method.rows(foundation, data, ShardRows.of(data, users, dtype=dtype, device=CPU))
         room = folder / str(number)
         room.mkdir(parents=True)
         store = Shard.new_store(model, rows, settings, room)

@@ -55,10 +55,11 @@ def test_rows_and_tables_under_common_names(tmp_path: Path, inside: str) -> None
         "time": [1650882384975, 1650882384976],
         "long_view": [1, 0],
         "click": [1, 0],
+        "hour": [18, 18],
     }
     assert source.interactions.collect_schema()["click"] == pl.Int8
     assert source.random_exposure is not None
-    assert source.random_exposure.collect().rows() == [(8, 1, 1650882384977, 0, 1)]
+    assert source.random_exposure.collect().rows() == [(8, 1, 1650882384977, 0, 1, 18)]
     assert source.items is not None
     assert source.items.collect().rows(named=True) == [
         {"item_id": 1, "video_type": "NORMAL", "upload_type": "Web", "video_duration": 5000.0, "music_type": 9}
@@ -76,6 +77,26 @@ def test_rows_and_tables_under_common_names(tmp_path: Path, inside: str) -> None
     assert [path.parent for path in source.files] == [folder] * 5
     leaks = {"play_duration", "comment_stay_duration", "complete_play_cnt", "tag"}
     assert leaks.isdisjoint(feature.name for feature in source.item_features)
+
+
+def test_the_surface_is_offered_where_every_log_has_it(tmp_path: Path) -> None:
+    hours = [1650902399999, 1650902400000, 1650988799999]  # 23:59:59.999, midnight and the next end of a day in UTC+8
+    logs = {
+        "log_standard_4_08_to_4_21_pure.csv": f"7,1,{hours[0]},1,0,1\n",
+        "log_standard_4_22_to_5_08_pure.csv": "".join(f"8,2,{time},0,1,0\n" for time in hours[1:]),
+    }
+    folder = make(tmp_path / "raw", "pure", logs)
+    source = kuairand.load(folder)
+    assert source.row_features == ("hour",)
+    assert source.interactions.collect()["hour"].to_list() == [23, 0, 23]
+    early, late = (folder / name for name in logs)
+    early.write_text(early.read_text().replace("view\n", "view,tab\n").replace(",1\n", ",1,4\n"))
+    assert kuairand.load(folder).row_features == ("hour",)
+    late.write_text(late.read_text().replace("view\n", "view,tab\n").replace(",0\n", ",0,\n"))
+    source = kuairand.load(folder)
+    assert source.row_features == ("tab", "hour")
+    assert source.interactions.collect()["tab"].to_list() == [4, None, None]
+    validate(source)
 
 
 def test_parts_in_order_and_no_statistics(tmp_path: Path) -> None:

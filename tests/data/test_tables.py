@@ -59,6 +59,19 @@ def test_tables_under_common_names(raw: Path) -> None:
     assert source.undated == ("people.csv",)
 
 
+@pytest.mark.parametrize(("listed", "name"), [("[page]", "page"), ("{surface: page}", "surface")])
+def test_row_features_under_their_names(raw: Path, listed: str, name: str) -> None:
+    assert tables.load(raw).row_features == ()
+    edit(raw, "seen: seen}", f"seen: seen}}, row_features: {listed}")
+    with pytest.raises(DataError, match=r"log\.csv: no column 'page'"):
+        tables.load(raw)
+    (raw / "log.csv").write_text("customer,sku,at,bought,seen,page\n1,a7,1,1,1,03\n2,7,2,0,1,\n")
+    source = tables.load(raw)
+    validate(source)
+    assert source.row_features == (name,)
+    assert source.interactions.collect()[name].to_list() == ["03", None]
+
+
 def test_schema_elsewhere(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     elsewhere = tmp_path_factory.mktemp("schema") / "mine.yaml"
     elsewhere.write_text(SCHEMA)
@@ -109,6 +122,9 @@ def test_only_a_parquet_log_with_dates(tmp_path: Path) -> None:
         ("[people.csv]", "[persons.csv]", "undated names 'persons.csv'"),
         ("numeric: [age]", "numeric: [town]", "'town' is both categorical and numeric"),
         ("seen: seen", "seen: bought", "share a column"),
+        ("seen: seen}", "seen: seen}, row_features: [seen]", "share a column or a name"),
+        ("seen: seen}", "seen: seen}, row_features: {place: at}", "share a column"),
+        ("seen: seen}", "seen: seen}, row_features: {time: tier}", "share a column or a name"),
     ],
 )
 def test_mistakes_in_the_schema(raw: Path, old: str, new: str, message: str) -> None:

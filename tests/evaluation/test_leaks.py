@@ -377,6 +377,16 @@ def test_a_running_rate_hidden_in_an_opaque_column_is_named(sound: Dataset, tmp_
     assert check_leaks(with_rows(sound, tmp_path / "sound", **innocent)) == []  # type: ignore[arg-type]
 
 
+def test_row_features_are_looked_at_once(sound: Dataset, folder: Path, tmp_path: Path) -> None:
+    source = open_source("kuairand-pure", raw(folder, 600, 400, 25, 0))
+    data = prepare(source, tmp_path / "sound", row_features=["tab", "hour"])
+    assert check_leaks(data) == check_leaks(sound)
+    _, clicks = running(data)
+    codes = np.minimum(clicks, 24).astype(np.int16)
+    leak = one(check_leaks(with_rows(data, tmp_path / "out", **{"row:hour": codes})), "own-labels")
+    assert leak.where == "context code row:hour of test rows"
+
+
 def test_a_running_click_rate_lifts_pooled_auc_and_ruins_gauc(folder: Path) -> None:
     lifts = []
     for seed in range(3):

@@ -16,6 +16,8 @@ from sklearn.metrics import log_loss
 from fedpa.adaptation import adapt
 from fedpa.artifacts import sha256
 from fedpa.data.dataset import PRIVATE, Dataset, Part
+from fedpa.data.prepare import prepare
+from fedpa.data.sources import open_source
 from fedpa.errors import ArtifactError, ConfigError
 from fedpa.federation.rows import ShardRows
 from fedpa.methods import title_of, trees
@@ -114,6 +116,15 @@ def test_only_short_vocabularies_are_categorical(made: Small) -> None:
     assert all(f["kind"] == "categorical" and f["size"] <= trees.CATEGORIES for f in chosen)
     others = [f for f in features if f not in chosen]
     assert all(f["kind"] == "numeric" or f["size"] > trees.CATEGORIES for f in others)
+
+
+def test_row_features_are_categorical(made: Small, tmp_path: Path) -> None:
+    source = open_source("kuairand-pure", made.folder / "raw")
+    data = prepare(source, tmp_path / "dataset", row_features=["tab", "hour"])
+    features = [*data.user_features, *data.item_features, *data.context_features]
+    assert [features[k].name for k in trees._categorical(data)[-2:]] == ["row:tab", "row:hour"]
+    run = grown(data, tmp_path / "run")
+    assert trees._Columns.of(run.rows).matrix(data)[:, trees._categorical(data)[-2:]].max() > 1
 
 
 @pytest.mark.parametrize("part", [Part.TEST, Part.VAL, Part.TRAIN])

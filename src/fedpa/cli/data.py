@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from fedpa.cli.options import STYLE, DatasetArgument, Json, Overwrite, Seed, example, watched
+from fedpa.cli.options import STYLE, DatasetArgument, Json, Overwrite, Seed, example, listed, watched
 from fedpa.cli.show import show
 
 __all__ = ["data_verbs", "verbs"]
@@ -102,6 +102,14 @@ def prepare(
         str | None, typer.Option("--groups", metavar="A,B", help="User columns whose values make groups.")
     ] = None,
     label: Annotated[str | None, typer.Option("--label", help="What models predict.")] = None,
+    row_features: Annotated[
+        str,
+        typer.Option(
+            "--row-features",
+            metavar="A,B",
+            help="What is known of a row before it is scored: tab,hour of KuaiRand, or columns that your schema lists.",
+        ),
+    ] = "",
     seed: Seed = 0,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -121,6 +129,7 @@ def prepare(
         cold_users=cold_users,
         groups=None if groups is None else [name for name in groups.split(",") if name],
         label=label,
+        row_features=listed(row_features),
         seed=seed,
         overwrite=overwrite,
     )

@@ -89,7 +89,7 @@ def _summary(dataset: Dataset) -> DatasetSummary:
         name=manifest["source"],
         hash=dataset.hash,
         split=manifest["settings"].get("split", ""),
-        features=manifest["settings"]["features"],
+        features=", ".join([manifest["settings"]["features"], *(name for name, _ in dataset.row_features)]),
         counts={**sides, "items": counts["items"], "rows": counts["rows"]},
     )
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fedpa.artifacts import read_manifest, sha256
 from fedpa.data.divide import COLD, OPEN, PRIVATE, SIDES
-from fedpa.data.encode import Numeric, from_json
+from fedpa.data.encode import ROW, Numeric, from_json
 from fedpa.data.past import Past
 from fedpa.data.split import PARTS, Part
 from fedpa.data.statistics import ITEM_STRENGTH, USER_STRENGTH, Counted, smoothed_rate
@@ -311,11 +311,11 @@ class Dataset:
             return None
         return self._column("oracle.parquet", "probability").to_numpy()
 
-    # Context: codes of what the counts say
+    # Context: codes of what the counts say, and of what is known of the row itself
 
     @property
     def context_features(self) -> tuple[CodedFeature, ...]:
-        """``item_rate``, ``item_views``, ``user_rate``, ``user_views``; empty for `reference` features."""
+        """``item_rate``, ``item_views``, ``user_rate``, ``user_views``, then `row_features`; empty for `reference`."""
         return self._features("context")
 
     @property
@@ -333,8 +333,33 @@ class Dataset:
                 opened = self.open_views[piece], self.open_clicks[piece]
                 item = self.encode_item(self.item_views[piece], self.item_clicks[piece], *opened)
                 own = self.encode_user(self.user_views[piece], self.user_clicks[piece], *opened)
-                codes[piece] = np.concatenate([item, own], axis=-1)
+                codes[piece] = np.concatenate([item, own, self.row_codes[piece]], axis=-1)
         return codes
+
+    @property
+    def row_features(self) -> tuple[CodedFeature, ...]:
+        """The last context features, such as ``row:tab``: there are none unless the preparation was asked for them."""
+        return tuple(feature for feature in self.context_features if feature.name.startswith(ROW))
+
+    @cached_property
+    def row_codes(self) -> NDArray[np.int16]:
+        """Codes of every row's own features, shape ``[n_rows, n_row_features]``; 0 is *unknown*."""
+        codes = np.empty((self.n_rows, len(self.row_features)), dtype=np.int16)
+        for place, feature in enumerate(self.row_features):
+            codes[:, place] = self._column("interactions.parquet", feature.name).to_numpy()
+        return codes
+
+    def row_codes_now(self, user: int) -> NDArray[np.int16]:
+        """Those of the latest row of a user, shape ``[n_row_features]``; all 0 for a user without rows.
+
+        Randomly exposed and unused rows do not count.
+        """
+        begin, end = self.user_starts[user : user + 2]
+        shown = np.flatnonzero(self.part[begin:end] < Part.UNBIASED)
+        if not len(shown):
+            return np.zeros(len(self.row_features), dtype=np.int16)
+        latest: NDArray[np.int16] = self.row_codes[begin + shown[-1]]
+        return latest
 
     def encode_user(
         self,

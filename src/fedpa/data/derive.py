@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from fedpa.artifacts import FORMAT_VERSION, sha256, write_json
 from fedpa.data.dataset import Dataset
 from fedpa.data.divide import SIDES
-from fedpa.data.encode import Numeric
+from fedpa.data.encode import ROW, Numeric
 from fedpa.data.split import PARTS, Part
 from fedpa.errors import ConfigError, DataError
 
@@ -23,6 +23,7 @@ __all__ = [
     "file_facts",
     "need_parts",
     "refuse_drawn",
+    "row_columns",
     "row_facts",
     "version",
     "write_derived_manifest",
@@ -41,7 +42,7 @@ def write_rows(room: Path, table: pl.DataFrame, part: NDArray[np.uint8]) -> None
     room : Path
         The folder that is being filled.
     table : polars.DataFrame
-        ``user``, ``item``, ``time``, the labels and the counts, sorted by user, then time.
+        ``user``, ``item``, ``time``, the labels, the counts and row features, sorted by user, then time.
     part : ndarray of uint8, shape ``[n]``
         `Part` codes.
     """
@@ -50,6 +51,12 @@ def write_rows(room: Path, table: pl.DataFrame, part: NDArray[np.uint8]) -> None
     pl.DataFrame([numbers, parts]).write_parquet(room / "splits.parquet")
     del numbers, parts
     table.write_parquet(room / "interactions.parquet")
+
+
+def row_columns(dataset: Dataset, rows: NDArray[np.int64]) -> dict[str, NDArray[np.int16]]:
+    """Codes of the row features of some rows, a column each."""
+    codes = dataset.row_codes[rows]
+    return {feature.name: codes[:, place] for place, feature in enumerate(dataset.row_features)}
 
 
 def row_facts(
@@ -109,7 +116,7 @@ def write_derived_manifest(
 ) -> None:
     """Write the manifest of a folder made from `dataset`, after all its files.
 
-    Encoders of users, items and groups, labels and warnings are those of `dataset`.
+    Encoders of users, items, groups and row features, labels and warnings are those of `dataset`.
 
     Parameters
     ----------
@@ -120,11 +127,12 @@ def write_derived_manifest(
     raw, settings, counts, notes
         As in the manifest.
     context : sequence of Numeric
-        Encoders fitted on the new folder's own foundation rows; none for `reference` features.
+        Encoders of counts fitted on the new folder's own foundation rows; none for `reference` features.
     """
     manifest = dataset.manifest
+    of_rows = [content for content in manifest["features"]["context"] if content["name"].startswith(ROW)]
     kept = {key: manifest[key] for key in ("source", "label", "labels", "groups", "undated", "warnings")}
-    features = manifest["features"] | {"context": [encoder.to_json() for encoder in context]}
+    features = manifest["features"] | {"context": [encoder.to_json() for encoder in context] + of_rows}
     content = kept | {
         "kind": "dataset",
         "format_version": FORMAT_VERSION,

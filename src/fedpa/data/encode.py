@@ -18,17 +18,22 @@ from fedpa.errors import ArtifactError
 __all__ = [
     "BINS",
     "MAX_VALUES",
+    "ROW",
     "Categorical",
     "Encoder",
     "Numeric",
     "encode_reference",
     "fit",
     "fit_context",
+    "fit_rows",
     "from_json",
 ]
 
 MAX_VALUES = 1000
 """A categorical feature keeps this many of its values, the most frequent ones; the others are unknown."""
+
+ROW = "row:"
+"""What the names of row features begin with, among the context features and in ``interactions.parquet``."""
 
 BINS = 32
 """A numeric feature has at most this many quantile bins."""
@@ -200,6 +205,11 @@ def fit_context(counts: Mapping[str, NDArray[np.uint32]], rows: NDArray[np.bool_
         rate = smoothed_rate(clicks, views, *opened, strength)
         encoders += [Numeric.fit(f"{noun}_rate", rate, "none"), Numeric.fit(f"{noun}_views", views)]
     return tuple(encoders)
+
+
+def fit_rows(values: pl.DataFrame, rows: NDArray[np.bool_]) -> tuple[Categorical, ...]:
+    """Encoders of row features, one per column of `values`, fitted on the rows that the foundation learns from."""
+    return tuple(Categorical.fit(column.name, column.filter(pl.Series(rows))) for column in values)
 
 
 def encode_reference(values: pl.Series, *, binned: bool) -> tuple[NDArray[np.int32], dict[str, Any]]:

@@ -35,6 +35,7 @@ LABELS = {
 _STANDARD = ("log_standard_4_08_to_4_21", "log_standard_4_22_to_5_08")
 _RANDOM = "log_random_4_22_to_5_08"
 _USERS, _BASIC, _STATISTIC = "user_features", "video_features_basic", "video_features_statistic"
+_HOUR, _LOCAL = 3_600_000, 8  # milliseconds, and hours from universal time to that of the log
 _TITLES = {"pure": "KuaiRand-Pure", "1k": "KuaiRand-1K", "27k": "KuaiRand-27K"}
 
 _RANGES = ("follow_user_num", "fans_user_num", "friend_user_num", "register_days")
@@ -71,6 +72,10 @@ def load(raw: Path, variant: Variant = "pure", labels: Sequence[str] = ("click",
     is the text as published and ``first_tag`` the first one. Where an oracle lies beside the logs, data are synthetic
     and so is the source's name.
 
+    Row features are ``tab``, the surface on which the item is shown, if every log has it, and ``hour``, the local hour
+    of ``time_ms``. The column ``hourmin`` is not read, because it knows the click: of KuaiRand-Pure's rows from 44 to
+    49 minutes past an hour it gives 20% the next hour; 57% of these are clicked, of the others 41%.
+
     Parameters
     ----------
     raw : Path
@@ -97,6 +102,7 @@ def load(raw: Path, variant: Variant = "pure", labels: Sequence[str] = ("click",
     logs = [path for stem in _STANDARD for path in found[stem]]
     users, basic = _required(folder, _USERS, variant), _required(folder, _BASIC, variant)
     oracle = folder / "oracle.parquet"
+    tab = all(_has(path, "tab") for path in (*logs, *found[_RANDOM]))
     absent = [f"{stem}_{variant}.csv" for stem, paths in found.items() if not paths]
     notes = [f"found {', '.join(path.name for stem in (*_STANDARD, _RANDOM) for path in found[stem])}"]
     notes += [f"not found: {', '.join(absent)}"] if absent else []
@@ -105,7 +111,7 @@ def load(raw: Path, variant: Variant = "pure", labels: Sequence[str] = ("click",
     return Source(
         name="synthetic" if oracle.is_file() else f"kuairand-{variant}",
         files=(*every, oracle) if oracle.is_file() else tuple(every),
-        interactions=_log(logs, labels),
+        interactions=_log(logs, labels, tab),
         users=_users(users),
         items=_items(basic, found[_STATISTIC]),
         labels=tuple(labels),
@@ -117,10 +123,11 @@ def load(raw: Path, variant: Variant = "pure", labels: Sequence[str] = ("click",
             *(Feature(name) for name in ("video_type", "upload_type", "music_type", "first_tag")),
             Feature("video_duration", "numeric"),
         ),
+        row_features=("tab", "hour") if tab else ("hour",),
         groups=("follow_user_num_range", "register_days_range"),
         reference=REFERENCE if found[_STATISTIC] else None,
         division=DIVISION,
-        random_exposure=_log(found[_RANDOM], labels) if found[_RANDOM] else None,
+        random_exposure=_log(found[_RANDOM], labels, tab) if found[_RANDOM] else None,
         oracle=_oracle(oracle) if oracle.is_file() else None,
         undated=tuple(path.name for path in (*users, *found[_STATISTIC])),
         notes=tuple(notes),
@@ -173,11 +180,17 @@ def _scan(paths: Sequence[Path], columns: Mapping[str, type[pl.DataType]]) -> pl
     return frames[0] if len(frames) == 1 else pl.concat(frames)
 
 
-def _log(paths: Sequence[Path], labels: Sequence[str]) -> pl.LazyFrame:
+def _has(path: Path, column: str) -> bool:
+    return column in scan_table(path, {column: pl.Int64}, optional=(column,)).collect_schema()
+
+
+def _log(paths: Sequence[Path], labels: Sequence[str], tab: bool) -> pl.LazyFrame:
     ids = {"user_id": pl.Int64, "video_id": pl.Int64, "time_ms": pl.Int64}
     columns: dict[str, type[pl.DataType]] = {**ids, **{LABELS[label]: pl.Int8 for label in labels}}
+    columns |= {"tab": pl.Int64} if tab else {}
     named = {LABELS[label]: label for label in labels}
-    return _scan(paths, columns).rename({"video_id": "item_id", "time_ms": "time", **named})
+    log = _scan(paths, columns).rename({"video_id": "item_id", "time_ms": "time", **named})
+    return log.with_columns(hour=(pl.col("time") // _HOUR + _LOCAL) % 24)
 
 
 def _users(paths: Sequence[Path]) -> pl.LazyFrame:

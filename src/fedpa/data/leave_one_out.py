@@ -12,7 +12,15 @@ from numpy.typing import NDArray
 
 from fedpa.artifacts import publish
 from fedpa.data.dataset import Dataset
-from fedpa.data.derive import DRAWN, need_parts, refuse_drawn, row_facts, write_derived_manifest, write_rows
+from fedpa.data.derive import (
+    DRAWN,
+    need_parts,
+    refuse_drawn,
+    row_columns,
+    row_facts,
+    write_derived_manifest,
+    write_rows,
+)
 from fedpa.data.divide import COLD, PRIVATE
 from fedpa.data.encode import fit_context
 from fedpa.data.split import Part, tie_starts
@@ -73,7 +81,8 @@ def leave_one_out(
 
     Counts are those of the rows that were shown in `dataset`, strictly before a row's time; own counts stop at the
     cuts of a `global-time` split. These rows are kept in ``counted.parquet``. Item numbers and the tables of
-    users and items stay as they are; the encoders of context are fitted on the new foundation rows.
+    users and items stay as they are; the encoders of counts are fitted on the new foundation rows. Row features of a
+    drawn row are those of the positive that it stands beside.
 
     Parameters
     ----------
@@ -165,7 +174,7 @@ def _write(dataset: Dataset, negatives: int, seed: int, room: Path) -> None:
         shutil.copyfile(dataset.path / name, room / name)
     pl.DataFrame(dict(zip(Counted._fields, dataset.counted, strict=True))).write_parquet(room / "counted.parquet")
     columns = {"user": user, "item": item, "time": time} | labels | {name: counts[name] for name in COUNTS}
-    write_rows(room, pl.DataFrame(columns), part)
+    write_rows(room, pl.DataFrame(columns | row_columns(dataset, kept.row[of])), part)
 
     seen = np.bincount(kept.item[np.isin(kept.part, (Part.FOUNDATION, Part.TRAIN))], minlength=dataset.n_items) > 0
     not_clicks = dataset.n_rows - len(found.row) - repeats

@@ -15,7 +15,7 @@ from fedpa.artifacts import FORMAT_VERSION, publish, write_json
 from fedpa.data.dataset import Dataset
 from fedpa.data.derive import file_facts, row_facts, version, write_rows
 from fedpa.data.divide import OPEN, PRIVATE, SIDES, at_random, by_feature, by_file, draw, make_cold
-from fedpa.data.encode import encode_reference, fit, fit_context
+from fedpa.data.encode import ROW, Encoder, encode_reference, fit, fit_context, fit_rows
 from fedpa.data.rows import Rows, read_oracle, read_rows, read_table
 from fedpa.data.source import Feature, Source
 from fedpa.data.split import FOUNDATION_VAL_SHARE, PARTS, Part, cuts_in_time
@@ -44,6 +44,7 @@ class _Settings:
     cold_share: float
     groups: tuple[str, ...]
     labels: tuple[str, ...]
+    row_features: tuple[str, ...]
     seed: int
 
 
@@ -58,6 +59,7 @@ def prepare(
     cold_users: bool | float = False,
     groups: Sequence[str] | None = None,
     label: str | None = None,
+    row_features: Sequence[str] = (),
     seed: int = 0,
     overwrite: bool = False,
 ) -> Dataset:
@@ -84,6 +86,9 @@ def prepare(
         User columns whose values make groups; by default those of the source.
     label : str, optional
         The label to predict; by default the source's first one.
+    row_features : sequence of str
+        Of those that the source offers: what is known of a row itself before it is scored. They are further context
+        features, for ``causal`` features only, and make another task of the data: by default there are none.
     seed : int
         Every draw is a hash of the seed, its purpose and a user's id.
     overwrite : bool
@@ -96,13 +101,14 @@ def prepare(
     Raises
     ------
     ConfigError
-        If a setting is unknown or out of range, or the source has no reference encoding.
+        If a setting is unknown or out of range, the source has no reference encoding, or it does not offer a
+        row feature.
     DataError
         If a table or the division is not what it must be, or no open or no private users are left.
     ArtifactError
         If `out` exists or cannot be written.
     """
-    settings = _settings(source, features, min_rows, division, split, cold_users, groups, label, seed)
+    settings = _settings(source, features, min_rows, division, split, cold_users, groups, label, row_features, seed)
     with publish(Path(out), overwrite=overwrite) as room:
         _write(source, settings, room)
     return Dataset(out)
@@ -117,6 +123,7 @@ def _settings(
     cold_users: bool | float,
     groups: Sequence[str] | None,
     label: str | None,
+    row_features: Sequence[str],
     seed: int,
 ) -> _Settings:
     if features not in {"causal", "reference"}:
@@ -141,7 +148,21 @@ def _settings(
     if division not in {"feature", "random"}:
         division = Path(division)
     chosen = tuple(dict.fromkeys(source.groups if groups is None else groups))
-    return _Settings(features, min_rows, division, split, share, chosen, labels, seed)
+    rows = _row_features(source, features, row_features)
+    return _Settings(features, min_rows, division, split, share, chosen, labels, rows, seed)
+
+
+def _row_features(source: Source, features: Features, wanted: Sequence[str]) -> tuple[str, ...]:
+    if unknown := [name for name in wanted if name not in source.row_features]:
+        raise ConfigError(
+            f"row_features: found {unknown[0]!r}, {source.name} offers {', '.join(source.row_features) or 'none'}",
+            "name some of these"
+            if source.row_features
+            else "leave them out, or list them in the schema of your tables",
+        )
+    if wanted and features == "reference":
+        raise ConfigError("row_features: the published encoding has none", "use the causal features")
+    return tuple(dict.fromkeys(wanted))
 
 
 def _write(source: Source, settings: _Settings, room: Path) -> None:
@@ -149,7 +170,7 @@ def _write(source: Source, settings: _Settings, room: Path) -> None:
     validate(source)
     users = read_table(source, "user", _columns(source, settings, "user"))
     items = read_table(source, "item", _columns(source, settings, "item"))
-    rows, dropped = read_rows(source, settings.labels, users["user_id"], items["item_id"])
+    rows, dropped = read_rows(source, settings.labels, users["user_id"], items["item_id"], settings.row_features)
     side, dropped_users = _sides(rows, users, source, settings)
     coded_users, user_features, groups = _encode_users(users, side == OPEN, source, settings)
     coded_items, item_features = _encode_items(items, source, settings)
@@ -169,7 +190,10 @@ def _write(source: Source, settings: _Settings, room: Path) -> None:
             raise DataError(f"{source.name}: no rows are left for part {PARTS[needed]}", "use more data")
     label = rows[settings.labels[0]]
     counts = causal_counts(rows["user"], rows["item"], rows["time"], label, part)
-    context = fit_context(counts, part == Part.FOUNDATION) if settings.features == "causal" else []
+    learned = part == Part.FOUNDATION
+    context: list[Encoder] = [*fit_context(counts, learned)] if settings.features == "causal" else []
+    of_rows = rows.table.select(f"{ROW}{name}" for name in settings.row_features)
+    row_encoders = fit_rows(of_rows, learned)
     facts = row_facts(rows["user"], part, side, {name: rows[name] for name in settings.labels})
     facts |= {"rows_read": len(rows) + sum(dropped.values()), "dropped": dropped, "items": len(items)}
 
@@ -177,7 +201,9 @@ def _write(source: Source, settings: _Settings, room: Path) -> None:
         read_oracle(source, rows, ids, items["item_id"]).write_parquet(room / "oracle.parquet")
     coded_users.write_parquet(room / "users.parquet")
     coded_items.write_parquet(room / "items.parquet")
-    write_rows(room, rows.table.hstack([pl.Series(name, counts[name]) for name in COUNTS]), part)
+    columns = [pl.Series(name, counts[name]) for name in COUNTS]
+    columns += [pl.Series(each.name, each.encode(of_rows[each.name]).astype(np.int16)) for each in row_encoders]
+    write_rows(room, rows.table.drop(of_rows.columns).hstack(columns), part)
 
     manifest = {
         "kind": "dataset",
@@ -192,7 +218,7 @@ def _write(source: Source, settings: _Settings, room: Path) -> None:
         "features": {
             "user": user_features,
             "item": item_features,
-            "context": [encoder.to_json() for encoder in context],
+            "context": [encoder.to_json() for encoder in [*context, *row_encoders]],
         },
         "groups": groups,
         "undated": list(source.undated),
@@ -327,7 +353,8 @@ def _settings_json(settings: _Settings, cuts: tuple[int, int] | None) -> dict[st
     division: dict[str, Any] = {"by": settings.division}
     if isinstance(settings.division, Path):
         division = {"by": "file", **file_facts(settings.division)}
-    return {
+    row_features = {"row_features": list(settings.row_features)} if settings.row_features else {}
+    return row_features | {
         "features": settings.features,
         "min_rows": settings.min_rows,
         "division": division,

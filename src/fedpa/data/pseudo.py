@@ -10,7 +10,7 @@ import polars as pl
 
 from fedpa.artifacts import publish
 from fedpa.data.dataset import Dataset
-from fedpa.data.derive import need_parts, refuse_drawn, row_facts, write_derived_manifest, write_rows
+from fedpa.data.derive import need_parts, refuse_drawn, row_columns, row_facts, write_derived_manifest, write_rows
 from fedpa.data.divide import OPEN, PRIVATE, SIDES, draw
 from fedpa.data.encode import fit_context
 from fedpa.data.split import FOUNDATION_VAL_SHARE, Part, cuts_in_time, split
@@ -27,9 +27,9 @@ def pseudo_private(
 
     Only rows of the parts ``foundation`` and ``foundation_val`` are read. The pseudo-private users' rows are split by
     the same rule as the private users' of `dataset`; the others are open, a tenth of them held out. Counts are
-    taken anew, over pseudo-open rows, and the encoders of context are fitted anew. The codes and encoders of users
-    and items stay as they are. Equal arguments give equal bytes, and so do data sets that differ in the labels
-    of private users only: neither their rows and counts nor a hash that hangs on them is in the folder. With
+    taken anew, over pseudo-open rows, and the encoders of counts are fitted anew. The codes and encoders of users,
+    items and row features stay as they are. Equal arguments give equal bytes, and so do data sets that differ in the
+    labels of private users only: neither their rows and counts nor a hash that hangs on them is in the folder. With
     `global-time` splits the open rows end at the first cut of `dataset`, an instant that hangs on everybody's times.
 
     Parameters
@@ -103,7 +103,7 @@ def _write(dataset: Dataset, share: float, seed: int, room: Path) -> None:
     users.write_parquet(room / "users.parquet")
     shutil.copyfile(dataset.path / "items.parquet", room / "items.parquet")
     columns = {"user": user, "item": item, "time": time} | labels | {name: counts[name] for name in COUNTS}
-    write_rows(room, pl.DataFrame(columns), part)
+    write_rows(room, pl.DataFrame(columns | row_columns(dataset, rows)), part)
     write_derived_manifest(
         room,
         dataset,

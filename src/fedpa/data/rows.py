@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from fedpa.data.encode import ROW
 from fedpa.data.source import Source
 from fedpa.errors import DataError
 
@@ -25,7 +26,8 @@ class Rows:
     Attributes
     ----------
     table : polars.DataFrame
-        ``user`` and ``item`` (UInt32 row numbers of their tables), ``time`` and the labels.
+        ``user`` and ``item`` (UInt32 row numbers of their tables), ``time``, the labels and the values of row
+        features, whose names begin with `fedpa.data.encode.ROW`.
     random : ndarray of bool, shape ``[n]``
         Randomly exposed rows.
     """
@@ -76,12 +78,16 @@ def read_table(source: Source, noun: str, columns: Sequence[str]) -> pl.DataFram
 
 
 def read_rows(
-    source: Source, labels: Sequence[str], user_ids: pl.Series, item_ids: pl.Series
+    source: Source,
+    labels: Sequence[str],
+    user_ids: pl.Series,
+    item_ids: pl.Series,
+    row_features: Sequence[str] = (),
 ) -> tuple[Rows, dict[str, int]]:
     """All interactions of a valid source, those at random exposure included, each once.
 
-    A row that repeats another in user, item, time and every label is dropped. The order of the raw rows does
-    not matter.
+    A row that repeats another in user, item, time and every label is dropped: of rows that differ in row features alone
+    the one of the smallest values stays. The order of the raw rows does not matter.
 
     Parameters
     ----------
@@ -89,6 +95,8 @@ def read_rows(
     labels : sequence of str
     user_ids, item_ids : polars.Series
         Ids of the tables; the position of an id is its number.
+    row_features : sequence of str
+        Of the source's, those to read.
 
     Returns
     -------
@@ -98,6 +106,8 @@ def read_rows(
     """
     logs = [source.interactions, *([] if source.random_exposure is None else [source.random_exposure])]
     columns = [pl.col("user"), pl.col("item"), pl.col("time").cast(pl.Int64), pl.col(labels).cast(pl.Int8)]
+    columns += [pl.col(name).alias(f"{ROW}{name}") for name in row_features]
+    own = [f"{ROW}{name}" for name in row_features]
     table = pl.concat(
         [
             _numbered(log, user_ids, item_ids, [*columns, pl.lit(value).alias("random")])
@@ -106,14 +116,14 @@ def read_rows(
         rechunk=True,
     )
     order = ["user", "time", "random", "item", *labels]
-    table = table.sort(order)
+    table = table.sort([*order, *own])
     repeated = np.zeros(len(table), dtype=np.bool_)
     repeated[1:] = True
     for name in order:
         values = table.get_column(name).to_numpy()
         repeated[1:] &= values[1:] == values[:-1]
     random = table.get_column("random").to_numpy()
-    rows = Rows(table.select("user", "item", "time", *labels), random).keep(~repeated)
+    rows = Rows(table.select("user", "item", "time", *labels, *own), random).keep(~repeated)
     return rows, {
         "repeats": int((repeated & ~random).sum()),
         "random_repeats": int((repeated & random).sum()),

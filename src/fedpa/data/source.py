@@ -62,6 +62,9 @@ class Source:
         Label columns; the first one is what models predict.
     user_features, item_features : tuple of Feature
         What the ``causal`` features read. No column that was computed over the period of the log.
+    row_features : tuple of str
+        Columns of `interactions` and `random_exposure` that say what is known of a row before its item is shown, such
+        as the surface. They are offered: a preparation reads those that it is asked to.
     groups : tuple of str
         User columns whose values make groups by default.
     reference : Reference or None
@@ -87,6 +90,7 @@ class Source:
     labels: tuple[str, ...] = ("click",)
     user_features: tuple[Feature, ...] = ()
     item_features: tuple[Feature, ...] = ()
+    row_features: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
     reference: Reference | None = None
     division: FeatureDivision | None = None

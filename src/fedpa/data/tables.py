@@ -33,6 +33,9 @@ class InteractionTable(_Strict):
         Its columns. Times are numbers that sort, or dates in Parquet.
     labels : list or mapping of str
         Columns that hold 0 or 1, or names for them and their columns. The first one is what models predict.
+    row_features : list or mapping of str
+        Columns, or names for them and their columns, that say what is known of a row before its item is shown, such as
+        the surface; read only where a preparation asks for them.
     """
 
     file: str
@@ -40,13 +43,21 @@ class InteractionTable(_Strict):
     item: str = "item_id"
     time: str = "time"
     labels: tuple[str, ...] | dict[str, str] = Field(default=("click",), min_length=1)
+    row_features: tuple[str, ...] | dict[str, str] = ()
 
     @property
     def label_columns(self) -> dict[str, str]:
         """Column of every label."""
-        if isinstance(self.labels, dict):
-            return self.labels
-        return {name: name for name in self.labels}
+        return _columns(self.labels)
+
+    @property
+    def row_columns(self) -> dict[str, str]:
+        """Column of every row feature."""
+        return _columns(self.row_features)
+
+
+def _columns(named: tuple[str, ...] | dict[str, str]) -> dict[str, str]:
+    return named if isinstance(named, dict) else {name: name for name in named}
 
 
 class FeatureTable(_Strict):
@@ -173,6 +184,7 @@ def load(schema: Path, raw: Path | None = None) -> Source:
         labels=tuple(log.label_columns),
         user_features=_named(users),
         item_features=_named(items),
+        row_features=tuple(log.row_columns),
         groups=settings.groups,
         reference=_reference(users, items),
         division=FeatureDivision(settings.division.feature, settings.division.values) if settings.division else None,
@@ -213,14 +225,18 @@ def _interactions(
     # Text is scanned as the guess says, so that large whole numbers keep every digit; Parquet is converted.
     time_type = pl.Float64 if time is not None and time.is_float() and path.suffix != ".parquet" else pl.Int64
     columns: dict[str, type[pl.DataType]] = {log.user: user_type, log.item: item_type, log.time: time_type}
-    columns |= dict.fromkeys(log.label_columns.values(), pl.Int8)
-    if len(columns) != 3 + len(log.label_columns):
-        raise ConfigError(f"{path}: user, item, time and labels share a column", "name a column of its own for each")
+    columns |= dict.fromkeys(log.label_columns.values(), pl.Int8) | dict.fromkeys(log.row_columns.values(), pl.String)
+    named = {"user_id": log.user, "item_id": log.item, "time": log.time, **log.label_columns, **log.row_columns}
+    if not len(columns) == len(named) == 3 + len(log.label_columns) + len(log.row_columns):
+        raise ConfigError(
+            f"{path}: user, item, time, labels and row features share a column or a name",
+            "name a column of its own for each",
+        )
     return scan_table(path, columns, separator=settings.separator).select(
         pl.col(log.user).alias("user_id"),
         pl.col(log.item).alias("item_id"),
         pl.col(log.time).cast(pl.Int64, strict=False).alias("time"),
-        *(pl.col(column).alias(name) for name, column in log.label_columns.items()),
+        *(pl.col(column).alias(name) for name, column in (log.label_columns | log.row_columns).items()),
     )
 
 

@@ -94,7 +94,7 @@ def _check_log(source: Source, name: str, log: pl.LazyFrame) -> None:
     what = f"{source.name} {name}"
     schema = log.collect_schema()
     columns = ["user_id", "item_id", "time", *source.labels]
-    absent = [column for column in columns if column not in schema]
+    absent = [column for column in (*columns, *source.row_features) if column not in schema]
     if absent:
         raise DataError(
             f"{what}: no column {absent[0]!r}; the columns are {', '.join(schema.names())}",

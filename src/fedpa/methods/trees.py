@@ -261,7 +261,7 @@ class _Columns:
 
 def _categorical(dataset: Dataset) -> list[int]:
     """Columns of the matrix whose codes have no order worth splitting by."""
-    features = [*dataset.manifest["features"]["user"], *dataset.manifest["features"]["item"]]
+    features = [feature for side in ("user", "item", "context") for feature in dataset.manifest["features"][side]]
     return [k for k, feature in enumerate(features) if "vocabulary" in feature and feature["size"] <= CATEGORIES]
 
 

@@ -78,16 +78,18 @@ def running_counts(dataset: Dataset) -> list[Leak]:
 def own_labels(dataset: Dataset) -> list[Leak]:
     """Find codes of a test row that rise after the user's previous test row was clicked.
 
-    Looks at the context codes and at every numeric column of the interactions that is not one of the package's.
+    Looks at the context codes, row features included, and at every numeric column of the interactions that is not one
+    of the package's.
     """
     rows = dataset.rows(Part.TEST)
     columns: dict[str, NDArray[Any]] = {
         f"context code {feature.name}": dataset.context_codes[rows, place]
         for place, feature in enumerate(dataset.context_features)
     }
+    known = _KNOWN.union(dataset.label_names, (feature.name for feature in dataset.row_features))
     file = dataset.path / "interactions.parquet"
     for name, dtype in pl.read_parquet_schema(file).items():
-        if name not in _KNOWN and name not in dataset.label_names and dtype.is_numeric():
+        if name not in known and dtype.is_numeric():
             values = pl.read_parquet(file, columns=[name]).get_column(name).cast(pl.Float64).fill_null(0.0)
             columns[f"interactions.parquet, {name}"] = values.fill_nan(0.0).to_numpy()[rows]
     leaks = []
