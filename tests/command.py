@@ -40,7 +40,7 @@ class World:
     run: Path
 
 
-ROUNDS = ("--set", "rounds=2", "--set", "patience=0")
+ROUNDS = ("--set", "rounds=2", "--set", "patience=0", "--set", "select=auc")
 
 
 def make_world(folder: Path) -> World:

@@ -44,7 +44,8 @@ def _small(folder: Path, features: Literal["causal", "reference"], seed: int) ->
     synthesise(folder / "raw", users=USERS, items=ITEMS, rows_per_user=25, seed=seed)
     source = open_source("kuairand-pure", folder / "raw")
     dataset = prepare(source, folder / "dataset", features=features, cold_users=0.2)
-    foundation = pretrain(dataset, out=folder / "foundation", epochs=4, lr=0.01, batch_size=256)
+    plain = {"history": "none", "item_embedding": False}  # the published backbone; readers have tests of their own
+    foundation = pretrain(dataset, out=folder / "foundation", epochs=4, lr=0.01, batch_size=256, **plain)
     return Small(dataset, foundation, folder)
 
 

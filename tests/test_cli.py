@@ -20,7 +20,7 @@ from fedpa.methods import method_names
 from fedpa.models.pretrain import pretrain
 
 VERBS = (
-    "data synth", "data download", "data describe", "data check", "prepare", "pretrain", "adapt", "evaluate",
+    "data synth", "data download", "data describe", "data check", "prepare", "pretrain", "distill", "adapt", "evaluate",
     "recommend", "forget", "import-reference", "methods", "tune", "compare", "reproduce", "demo",
 )  # fmt: skip
 
@@ -107,6 +107,15 @@ def test_prepare_of_own_tables(tmp_path: Path) -> None:
     schema = ("--schema", tmp_path / "mine.yaml")
     found = answer("prepare", "tables", "--raw", tmp_path, *schema, "--out", tmp_path / "dataset")
     assert (found["source"], found["counts"]["rows"], found["counts"]["users"]) == ("mine", 96, 12)
+
+
+def test_row_features_are_asked_for_by_name(world: World, tmp_path: Path) -> None:
+    options = ("--raw", world.raw, "--out", tmp_path / "dataset")
+    found = answer("prepare", "kuairand-pure", *options, "--row-features", "tab, hour")
+    assert [*found["features"]["context"]][4:] == ["row:tab", "row:hour"]
+    assert found["settings"]["row_features"] == ["tab", "hour"]
+    assert answer("data", "describe", tmp_path / "dataset")["features"] == found["features"]
+    assert "row:tab" in fedpa("data", "describe", tmp_path / "dataset").stdout
 
 
 def test_pretrain_is_the_function_of_the_package(world: World, tmp_path: Path) -> None:
@@ -345,6 +354,25 @@ def test_demo_prints_the_table(tmp_path: Path) -> None:
 
 
 WRONG: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
+    "prepare, row feature": (
+        ("prepare", "kuairand-pure", "--raw", "RAW", "--out", "OUT", "--row-features", "tab,day"),
+        ("row_features: found 'day', synthetic offers tab, hour", "To fix it: name some of these"),
+    ),
+    "prepare, reference": (
+        (
+            "prepare",
+            "kuairand-pure",
+            "--raw",
+            "RAW",
+            "--out",
+            "OUT",
+            "--row-features",
+            "tab",
+            "--features",
+            "reference",
+        ),
+        ("row_features: the published encoding has none", "To fix it: use the causal features"),
+    ),
     "check, no folder": (
         ("data", "check", "GONE"),
         ("{GONE}: expected a dataset folder, but it is not a folder", "To fix it: make it with `fedpa prepare"),

@@ -52,7 +52,7 @@ def test_the_program_is_the_command_line_with_its_verbs_in_order() -> None:
     assert program.load() is cli.main
     command: Any = typer.main.get_command(cli.app)
     assert list(command.commands) == [
-        "data", "prepare", "pretrain", "adapt", "evaluate", "recommend", "forget", "import-reference", "methods",
-        "tune", "compare", "reproduce", "demo",
+        "data", "prepare", "pretrain", "distill", "adapt", "evaluate", "recommend", "export", "forget",
+        "import-reference", "methods", "tune", "compare", "reproduce", "demo",
     ]  # fmt: skip
     assert list(command.commands["data"].commands) == ["synth", "download", "describe", "check"]

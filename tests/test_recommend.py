@@ -12,9 +12,12 @@ import pytest
 import torch
 
 from fedpa.adaptation import adapt
-from fedpa.data.dataset import COLD, OPEN, Dataset, Part
+from fedpa.data.dataset import COLD, OPEN, PRIVATE, Dataset, Part
+from fedpa.data.prepare import prepare
+from fedpa.data.sources import open_source
 from fedpa.errors import ConfigError, DataError
 from fedpa.federation.rows import group_values
+from fedpa.models.pretrain import pretrain
 from fedpa.recommend import Recommendation, catalogue_batch
 from fedpa.run import Run
 from prepared import ITEMS, QUICK, Small, quick_run, small
@@ -121,6 +124,56 @@ def test_the_context_of_today(run: Run) -> None:
     assert {item: pytest.approx(expected[item], abs=1e-6) for item in found.items} == dict(
         zip(found.items, found.scores, strict=True)
     )
+
+
+@pytest.fixture(scope="module")
+def placed(made: Small, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run on data that say on which surface and at which hour an item was shown."""
+    folder = tmp_path_factory.mktemp("placed")
+    source = open_source("kuairand-pure", made.folder / "raw")
+    data = prepare(source, folder / "dataset", cold_users=0.2, row_features=["tab", "hour"])
+    foundation = pretrain(data, out=folder / "foundation", epochs=2, lr=0.01, batch_size=256)
+    return adapt(foundation, data, out=folder / "run", foundation_path=folder / "foundation", **QUICK)
+
+
+@pytest.mark.parametrize("side", [PRIVATE, COLD])
+def test_a_list_is_for_where_the_user_was_last(placed: Run, side: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = placed.dataset
+    number, user = of_side(placed, side, 2)
+    latest = data.row_codes[data.user_starts[number + 1] - 1]
+    assert latest.all()
+    seen: list[torch.Tensor] = []
+    forward = placed.model.forward
+
+    def spied(blocks: Any, batch: Any) -> Any:
+        seen.append(batch.context)
+        return forward(blocks, batch)
+
+    monkeypatch.setattr(placed.recommender.model, "forward", spied)
+    one(placed, user)
+    items = data.item_context(np.array([2**62]))[0]
+    own = np.concatenate([data.user_context_now()[number], latest])
+    assert seen[0][0].tolist() == np.concatenate([items, np.tile(own, (ITEMS, 1))], 1).tolist()
+
+
+def test_a_ranking_is_for_where_the_judged_row_was(placed: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, rows, seen = placed.dataset, placed.rows, []
+    scores = placed.recommender._block_scores
+
+    def block_scores(block: Any, item: torch.Tensor, own: torch.Tensor, queries: Any) -> torch.Tensor:
+        seen.append(own)
+        return scores(block, item, own, queries)
+
+    monkeypatch.setattr(placed.recommender, "_block_scores", block_scores)
+    placed.recommender.ranking("test", 5)
+    here = rows.part == Part.TEST
+    users = np.unique(rows.user[here & (rows.labels.numpy() > 0)])
+    first = rows.row[here][np.searchsorted(rows.user[here], users)]
+    assert torch.cat(seen)[:, 2:].tolist() == data.row_codes[first].tolist()
+
+
+def test_cold_users_are_judged_where_their_rows_were(placed: Run) -> None:
+    assert set(placed.evaluate("cold")) == {f"support_{support}" for support in (0, 1, 3, 5)}
 
 
 @pytest.mark.parametrize("side", [OPEN, COLD])

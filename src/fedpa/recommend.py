@@ -133,7 +133,9 @@ class Recommender:
         self._branches = ["foundation", *own, *(dataset.group_sizes if chosen is None else chosen)]
 
     def recommend(self, user: int | str, k: int = 10) -> Recommendation:
-        """The k best items that the user has no row of.
+        """The k best items that the user has no row of, at the end of the data.
+
+        Row features, where the data set has any, are those of the user's latest row; unknown for a user without rows.
 
         Raises
         ------
@@ -150,7 +152,7 @@ class Recommender:
         begin, end = self.dataset.user_starts[number : number + 2]
         with torch.inference_mode():
             own = self._own(number)
-            context = self._context(self._item_context, self._user_context(own))
+            context = self._context(self._item_context, self._user_context(number, own))
             users = None if local is None else np.array([local])
             blocks, tables = self.shard.assembly.catalogue(weights, users, np.array([number]), self.server.state)
             queries = _queries(np.array([number]), np.array([self._now]), *own, self._counts)
@@ -176,7 +178,7 @@ class Recommender:
         """HR, NDCG and Recall at k and coverage over the whole catalogue, for the clicks of one part.
 
         Items of the user's earlier parts are left out. Item statistics are those of the latest of eight instants
-        before the user's first row of the part; the user's counters are those of that row.
+        before the user's first row of the part; the user's counters and row features are those of that row.
 
         Parameters
         ----------
@@ -239,9 +241,9 @@ class Recommender:
         begin, end = past.starts[number : number + 2]
         return np.array([end - begin]), np.array([past.click[begin:end].sum()])
 
-    def _user_context(self, own: tuple[Ints, Ints]) -> Tensor:
-        codes = self.dataset.encode_user(*own, self._counts.open_views, self._counts.open_clicks)
-        return torch.from_numpy(codes[0].astype(np.int64))
+    def _user_context(self, number: int, own: tuple[Ints, Ints]) -> Tensor:
+        codes = self.dataset.encode_user(*own, self._counts.open_views, self._counts.open_clicks)[0]
+        return torch.from_numpy(np.concatenate([codes, self.dataset.row_codes_now(number)]).astype(np.int64))
 
     def _weights(self, number: int, local: int | None) -> tuple[Tensor, list[str]]:
         notes = []

@@ -22,7 +22,8 @@ from fedpa.models.pretrain import pretrain
 from fedpa.run import Run, load_run
 from prepared import Small, small
 
-QUICK: dict[str, Any] = {"epochs": 5, "lr": 0.01, "batch_size": 128}
+PLAIN: dict[str, Any] = {"history": "none", "item_embedding": False}
+QUICK: dict[str, Any] = {"epochs": 5, "lr": 0.01, "batch_size": 128, **PLAIN}
 CPU = torch.device("cpu")
 
 
@@ -142,7 +143,7 @@ def test_from_the_foundation_never_ends_below_it(made: Small, tmp_path: Path) ->
 
 
 def test_no_patience_trains_to_the_end(made: Small, tmp_path: Path) -> None:
-    wild: dict[str, Any] = {"epochs": 6, "lr": 0.3, "batch_size": 64}
+    wild: dict[str, Any] = {"epochs": 6, "lr": 0.3, "batch_size": 64, **PLAIN}
     stopped = pooled(made, tmp_path / "stopped", patience=1, **wild)
     assert load_foundation(stopped.path / "pooled").facts["epochs"] < 6
     endless = pooled(made, tmp_path / "endless", patience=0, **wild)

@@ -20,7 +20,8 @@ from fedpa.models.mlp import MLP
 from fedpa.models.pretrain import _balance, pretrain
 from prepared import Small, small
 
-QUICK: dict[str, Any] = {"epochs": 3, "lr": 0.01, "batch_size": 256}
+PLAIN: dict[str, Any] = {"history": "none", "item_embedding": False}
+QUICK: dict[str, Any] = {"epochs": 3, "lr": 0.01, "batch_size": 256, **PLAIN}
 
 
 @pytest.fixture(scope="module")

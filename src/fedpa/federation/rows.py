@@ -13,6 +13,7 @@ from torch import Tensor
 from fedpa.data.dataset import COLD, PRIVATE, Dataset, ItemCounts, Part
 from fedpa.data.past import Queries
 from fedpa.draws import user_keys
+from fedpa.errors import FedpaError
 from fedpa.federation.tally import Tally
 
 __all__ = ["Batch", "ShardRows", "group_sizes", "group_values"]
@@ -66,6 +67,22 @@ class Batch:
     slots: Mapping[str, Tensor] = field(default_factory=dict)
     dense: Tensor | None = None
     real: Tensor | None = None
+
+    @property
+    def evidence(self) -> Tensor:
+        """`dense` for a model that reads it.
+
+        Raises
+        ------
+        FedpaError
+            If the rows were made without the foundation's reader.
+        """
+        if self.dense is None:
+            raise FedpaError(
+                "the foundation reads users' pasts, but these rows say nothing of them",
+                "make them with foundation.inputs.shard_rows(dataset, rows)",
+            )
+        return self.dense
 
 
 @dataclass
@@ -163,7 +180,8 @@ class ShardRows:
         clicks[shown] = liked[owner[shown]]
         context = dataset.context_codes[row].astype(np.int64)
         own = dataset.encode_user(views, clicks, dataset.open_views[row], dataset.open_clicks[row])
-        context[:, dataset.n_item_context :] = own
+        first = dataset.n_item_context
+        context[:, first : first + own.shape[1]] = own
         part = np.where(shown, part, np.uint8(Part.TRAIN))
         return cls._sorted(dataset, users, row, owner, part, context, views, clicks, dtype, device)
 
@@ -254,8 +272,8 @@ class ShardRows:
         opened = self.open_views, self.open_clicks
         item = dataset.encode_item(self.item_views, self.item_clicks, *opened)
         own = dataset.encode_user(self.own_views, self.own_clicks, *opened)
-        codes = torch.from_numpy(np.concatenate([item, own], -1).astype(np.int64))
-        return replace(self, context=codes.to(self.items.device))
+        codes = torch.from_numpy(np.concatenate([item, own], -1).astype(np.int64)).to(self.items.device)
+        return replace(self, context=torch.cat([codes, self.context[:, codes.shape[1] :]], -1))
 
     def candidates(self, dataset: Dataset, positions: Ints) -> ShardRows:
         """The whole catalogue for the users of some rows, as it was known at those rows' times.
@@ -264,7 +282,7 @@ class ShardRows:
         ----------
         dataset : Dataset
         positions : ndarray
-            Rows of this shard [n]; the user's own counters are those of the row.
+            Rows of this shard [n]; the user's own counters and row features are those of the row.
 
         Returns
         -------

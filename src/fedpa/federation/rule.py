@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from fedpa.federation.parameters import Layout
 from fedpa.federation.rows import Batch
 from fedpa.settings import Settings
 
-__all__ = ["AdaptedModel", "LocalRule", "LocalStep", "Phase", "click_loss"]
+__all__ = ["AdaptedModel", "LocalRule", "LocalStep", "Phase", "WithLoss", "click_loss", "scored"]
 
 Names = Callable[[str], bool]
 
@@ -24,11 +24,25 @@ class AdaptedModel(Protocol):
     layout: Layout
 
     def forward(self, blocks: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, list[Tensor]]:
-        """Click logits [users, rows] from blocks [users, *block.shape].
+        """Click logits [users, rows], or of several labels [users, rows, labels], from blocks [users, *block.shape].
 
         Second, what explains a score: per gated layer the branch weights [users, rows, branches]; may be empty.
         """
         ...
+
+
+@runtime_checkable
+class WithLoss(Protocol):
+    """A model that brings its own loss, which then takes the place of `LocalRule.loss`."""
+
+    def loss(self, logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+        """Loss per user [users] of logits and labels [users, rows] or [users, rows, labels]."""
+        ...
+
+
+def scored(logits: Tensor) -> Tensor:
+    """The logits that rows are scored by [users, rows]: of several labels the first."""
+    return logits if logits.dim() == 2 else logits[..., 0]
 
 
 @dataclass(frozen=True)
@@ -67,7 +81,8 @@ class LocalStep:
         [users, touched, width]; only where the server has a downlink of its own.
     batch : Batch
     labels, weights : Tensor
-        [users, rows]; the weights of one user's rows sum to one, padding has weight zero.
+        [users, rows], of several labels [users, rows, labels]; the weights [users, rows] of one user's rows sum to one,
+        padding has weight zero.
     round : int
         From 1.
     """
@@ -122,5 +137,6 @@ class LocalRule:
         return click_loss(logits, labels, weights)
 
     def local_loss(self, model: AdaptedModel, step: LocalStep) -> Tensor:
-        """Loss per user [users] of a step; by default `loss` of the model's logits."""
-        return self.loss(model.forward(step.blocks, step.batch)[0], step.labels, step.weights)
+        """Loss per user [users] of a step; by default `loss` of the model's logits, or the model's own."""
+        loss = model.loss if isinstance(model, WithLoss) else self.loss
+        return loss(model.forward(step.blocks, step.batch)[0], step.labels, step.weights)

@@ -20,7 +20,7 @@ from fedpa.federation.assembly import Assembly, Entries
 from fedpa.federation.device import DeviceStore
 from fedpa.federation.local import LocalTrainer
 from fedpa.federation.rows import Batch, ShardRows
-from fedpa.federation.rule import AdaptedModel, LocalRule, Phase
+from fedpa.federation.rule import AdaptedModel, LocalRule, Phase, scored
 from fedpa.federation.schedule import (
     VECTOR_ROWS,
     Chunk,
@@ -85,6 +85,7 @@ class Shard:
         self.rows = rows
         self.settings = settings
         self.seed = seed
+        self._labels = rows.labels if rows.every_label is None else rows.every_label
         self.device = rows.items.device
         self.dtype = settings.torch_dtype
         self.layout = model.layout
@@ -141,11 +142,12 @@ class Shard:
         def score(chunk: Chunk, trainer: LocalTrainer) -> None:
             self._prepare(chunk.users, chunk.real, tables, trainer)
             begin, total = self.rows.begin[chunk.users], self.rows.total[chunk.users]
-            positions = torch.from_numpy(row_block(chunk, begin, total, 0, None)[0])
+            block, real = row_block(chunk, begin, total, 0, None)
+            positions = torch.from_numpy(block)
             with torch.inference_mode():
                 blocks = self.layout.views(trainer.weights, trainer.lengths)
-                logits, _ = self.model.forward(blocks, self._batch(chunk.users, positions.to(self.device)))
-                out[positions.flatten()] = torch.sigmoid(logits).flatten().cpu()
+                logits, _ = self.model.forward(blocks, self._batch(chunk.users, positions.to(self.device), real))
+                out[positions.flatten()] = torch.sigmoid(scored(logits)).flatten().cpu()
 
         for _ in self._each(self._plans["score"], score):
             pass
@@ -217,7 +219,7 @@ class Shard:
                     weighted = local_part(real, positions - begin[:, None], half, phase.rows)
                     where = torch.from_numpy(positions).to(self.device)
                     row_weights = torch.from_numpy(weighted).to(self.device, self.dtype)
-                    batch, labels = self._batch(users, where), rows.labels[where]
+                    batch, labels = self._batch(users, where, real), self._labels[where]
                     for turn in phase.turns:
                         left -= 1
                         last = left == 0 and not move_last
@@ -317,11 +319,11 @@ class Shard:
     def _each(self, plan: list[Chunk], work: Callable[[Chunk, LocalTrainer], _Result]) -> Iterator[_Result]:
         """Do chunks side by side, one worker per thread that PyTorch may use; one thread per operation.
 
-        Small products gain nothing from two threads and lose much to waiting for each other; whole chunks share
-        nothing, and their sums are exact, so their order does not matter.
+        Small products gain nothing from two threads and lose much to waiting for each other, and some have other bits
+        on two; whole chunks share nothing, and their sums are exact, so their order does not matter.
         """
         threads = torch.get_num_threads() if self.device.type == "cpu" else 1
-        if threads == 1 or len(plan) < 2:
+        if threads == 1 or not plan:
             yield from (work(chunk, self._trainers[0]) for chunk in plan)
             return
         free: queue.SimpleQueue[LocalTrainer] = queue.SimpleQueue()
@@ -348,10 +350,9 @@ class Shard:
         users = self._limits["users_per_chunk"] + VECTOR_ROWS
         return LocalTrainer(self.model, self.rule, self.settings, users, self.device)
 
-    def _batch(self, users: Ints, positions: Tensor) -> Batch:
-        batch = self.rows.batch(users, positions)
+    def _batch(self, users: Ints, positions: Tensor, real: Ints) -> Batch:
         slots = {name: t.slots[positions] for name, t in self.touched.items() if t.slots is not None}
-        return replace(batch, slots=slots) if slots else batch
+        return replace(self.rows.batch(users, positions), slots=slots, real=torch.from_numpy(real))
 
     def _training_plan(self, chosen: Ints, everyone: Ints) -> list[Chunk]:
         if len(chosen) < len(everyone):

@@ -146,7 +146,7 @@ class FederatedMethod(LocalRule, Method):
         """The same, with what the foundation's reader says of every row."""
         rows = super().rows(foundation, dataset, rows)
         if isinstance(foundation, Wrapped):
-            return foundation.labelled(dataset, rows)
+            return foundation.rows(dataset, rows)
         return rows if foundation is None else foundation.inputs.shard_rows(dataset, rows)
 
     @abstractmethod

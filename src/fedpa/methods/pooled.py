@@ -15,8 +15,10 @@ from fedpa.federation.rows import ShardRows
 from fedpa.methods.baselines import FrozenFoundation
 from fedpa.methods.method import Baseline, register
 from fedpa.models.foundation import Foundation, load_foundation
+from fedpa.models.inputs import open_examples
+from fedpa.models.learned import Learned, inputs_of
 from fedpa.models.mlp import MLP
-from fedpa.models.pretrain import PretrainSettings, fit_backbone, inputs_of, untrained
+from fedpa.models.pretrain import PretrainSettings, fit_backbone, untrained
 from fedpa.settings import Settings
 
 __all__ = ["Pooled", "PooledSettings"]
@@ -39,7 +41,7 @@ class Pooled(Baseline):
     """The foundation's architecture trained on open and private training rows, stopped by all held-out rows.
 
     Everything but the rows is as in `fedpa.models.pretrain.pretrain`: with no private row the same seed gives the same
-    weights.
+    weights. A reader of users' pasts is that of open rows alone.
     """
 
     name = "pooled"
@@ -78,11 +80,15 @@ class Pooled(Baseline):
         """
         settings = cast(PooledSettings, self.settings)
         place = rows.items.device
-        inputs = self.needed(foundation).inputs if self.reads_foundation else inputs_of(dataset, settings)
-        train, held_out = (
-            inputs.open_rows(dataset, opened, place).joined(inputs.private_rows(dataset, rows, rows.part == private))
-            for opened, private in ((Part.FOUNDATION, Part.TRAIN), (Part.FOUNDATION_VAL, Part.VAL))
-        )
+        opened, judged = (open_examples(dataset, part) for part in (Part.FOUNDATION, Part.FOUNDATION_VAL))
+        if self.reads_foundation:
+            learned = Learned(self.needed(foundation).inputs, {})
+        else:
+            learned = inputs_of(dataset, opened, judged, settings, seed=seed, device=place)
+        inputs = learned.inputs
+        own = [inputs.private_rows(dataset, rows, rows.part == part) for part in (Part.TRAIN, Part.VAL)]
+        train = inputs.coded(dataset, opened, place, learned.evidence).joined(own[0])
+        held_out = inputs.coded(dataset, judged, place).joined(own[1])
         if self.reads_foundation:
             model = _copy(self.needed(foundation).model).to(place)
         else:
@@ -93,6 +99,7 @@ class Pooled(Baseline):
             "settings": settings.model_dump(mode="json", include={*PretrainSettings.model_fields}),
             "seed": seed,
             "dataset": {"name": dataset.manifest["source"], "hash": dataset.hash},
+            **learned.facts,
             **found,
         }
         Foundation.of(model.cpu(), features, facts, inputs).save(folder / "pooled")

@@ -150,8 +150,8 @@ class AdaptedMLP:
         own = []
         if len(self.context_offsets):
             own.append(embedding(batch.context + self.context_offsets, self.context_table).flatten(-2))
-        if self._mlp.dense and batch.dense is not None:
-            own.append(batch.dense)
+        if self._mlp.dense:
+            own.append(batch.evidence)
         if own:
             rows = torch.cat([rows, *own], -1)
             hidden = hidden + linear(rows[..., end - begin :], weight[:, end:])

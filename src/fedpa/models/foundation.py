@@ -24,7 +24,8 @@ from fedpa.models.mlp import MLP
 __all__ = ["Foundation", "load_foundation"]
 
 _SIDES = ("user", "item", "context")
-_ITEMS = "items.parquet"
+_ITEMS, _HISTORY_ITEMS = "items.parquet", "history.parquet"
+_HISTORY = "history."
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,11 @@ class Foundation:
     hash: str
     inputs: Inputs = field(default_factory=Inputs)
 
+    @property
+    def n_weights(self) -> int:
+        """How many numbers were trained, those of its reader included."""
+        return sum(value.numel() for value in _weights(self.model, self.inputs).values())
+
     @classmethod
     def of(
         cls, model: MLP, features: Mapping[str, Any], facts: Mapping[str, Any], inputs: Inputs | None = None
@@ -59,9 +65,10 @@ class Foundation:
         digest = hashlib.sha256(json.dumps(features, sort_keys=True).encode())
         if inputs.history is not None:
             digest.update(json.dumps(inputs.history.spec(), sort_keys=True).encode())
-        if inputs.item_ids is not None:
-            digest.update(json.dumps(inputs.item_ids.to_list()).encode())
-        for name, value in sorted(model.state_dict().items()):
+        for known in (inputs.item_ids, None if inputs.history is None else inputs.history.item_ids):
+            if known is not None:
+                digest.update(json.dumps(known.to_list()).encode())
+        for name, value in sorted(_weights(model, inputs).items()):
             digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
             digest.update(value.contiguous().cpu().numpy().tobytes())
         return cls(model, dict(features), dict(facts), digest.hexdigest(), inputs)
@@ -90,13 +97,15 @@ class Foundation:
         """Write a folder with ``manifest.json`` and ``foundation.safetensors``."""
         with publish(Path(out), overwrite=overwrite) as room:
             safetensors.torch.save_file(
-                {k: v.contiguous().cpu() for k, v in self.model.state_dict().items()},
+                {k: v.contiguous().cpu() for k, v in _weights(self.model, self.inputs).items()},
                 room / "foundation.safetensors",
                 {"foundation": self.hash},
             )
             reader, known = self.inputs.history, self.inputs.item_ids
             if known is not None:
                 pl.DataFrame({ITEM_ID: known}).write_parquet(room / _ITEMS)
+            if reader is not None and reader.item_ids is not None:
+                pl.DataFrame({ITEM_ID: reader.item_ids}).write_parquet(room / _HISTORY_ITEMS)
             write_json(
                 room / "manifest.json",
                 {
@@ -111,6 +120,12 @@ class Foundation:
                     "weights_sha256": sha256(room / "foundation.safetensors"),
                 },
             )
+
+
+def _weights(model: MLP, inputs: Inputs) -> dict[str, Tensor]:
+    """The model's, and its reader's under names of their own."""
+    own = {} if inputs.history is None else inputs.history.state()
+    return {**model.state_dict(), **{_HISTORY + name: value for name, value in own.items()}}
 
 
 def load_foundation(path: Path | str) -> Foundation:
@@ -130,6 +145,7 @@ def load_foundation(path: Path | str) -> Foundation:
         raise ArtifactError(f"{weights}: cannot be read ({error})", "pretrain the foundation again") from error
     if sha256(weights) != manifest["weights_sha256"]:
         raise ArtifactError(f"{weights}: differs from the manifest's hash", "pretrain the foundation again")
+    own = {name.removeprefix(_HISTORY): state.pop(name) for name in [*state] if name.startswith(_HISTORY)}
     dtype = next(iter(state.values())).dtype
     model = MLP.from_spec(manifest["model"]).to(dtype)
     try:
@@ -137,9 +153,11 @@ def load_foundation(path: Path | str) -> Foundation:
     except RuntimeError as error:
         raise ArtifactError(f"{weights}: does not fit its manifest ({error})") from error
     try:
-        reader = reader_from_spec(manifest["history"]) if manifest.get("history") else None
+        items = folder / _HISTORY_ITEMS
+        read = pl.read_parquet(items)[ITEM_ID] if items.is_file() else None
+        reader = reader_from_spec(manifest["history"], own, read) if manifest.get("history") else None
         known = pl.read_parquet(folder / _ITEMS)[ITEM_ID] if manifest.get("known_items") else None
-    except (OSError, KeyError, TypeError, ValueError, pl.exceptions.PolarsError) as error:
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, pl.exceptions.PolarsError) as error:
         raise ArtifactError(f"{folder}: cannot be read ({error})", "pretrain the foundation again") from error
     foundation = Foundation.of(model, manifest["features"], manifest["facts"], Inputs(reader, known))
     if foundation.hash != manifest["hash"]:

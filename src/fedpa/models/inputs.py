@@ -17,8 +17,9 @@ from fedpa.data.past import Queries
 from fedpa.errors import DataError
 from fedpa.federation.rows import ShardRows
 from fedpa.models.history import HistoryReader
+from fedpa.models.known import known_items
 
-__all__ = ["ITEM_ID", "CodedRows", "Inputs", "known_items"]
+__all__ = ["ITEM_ID", "CodedRows", "Examples", "Inputs", "open_examples", "open_queries"]
 
 ITEM_ID = "item_id"
 """Name of the item feature whose codes are the places of items that the foundation knows; 0 stands for all others."""
@@ -54,6 +55,20 @@ class CodedRows(NamedTuple):
             torch.cat([getattr(self, name), getattr(other, name)]) for name in ("user", "item", "context", "label")
         )
         return CodedRows(user, item, context, dense, label)
+
+
+class Examples(NamedTuple):
+    """Moments with one candidate each, context codes [rows, features], and what is to be predicted [rows, ...]."""
+
+    queries: Queries
+    context: Tensor
+    label: Tensor
+
+    def joined(self, other: Examples) -> Examples:
+        """These, then the others."""
+        mine, theirs = vars(self.queries), vars(other.queries)
+        queries = Queries(**{name: np.concatenate([mine[name], theirs[name]]) for name in mine})
+        return Examples(queries, torch.cat([self.context, other.context]), torch.cat([self.label, other.label]))
 
 
 @dataclass(frozen=True)
@@ -93,9 +108,8 @@ class Inputs:
     def private_rows(self, dataset: Dataset, rows: ShardRows, chosen: npt.NDArray[Any] | None = None) -> CodedRows:
         """Some rows of a shard, by default all, in single precision."""
         here = np.arange(len(rows.row)) if chosen is None else np.flatnonzero(chosen)
-        return self._coded(
-            dataset, rows.queries().at(here), rows.context.cpu()[here], rows.labels.cpu()[here], rows.items.device
-        )
+        own = Examples(rows.queries().at(here), rows.context.cpu()[here], rows.labels.cpu()[here])
+        return self.coded(dataset, own, rows.items.device)
 
     def open_rows(self, dataset: Dataset, part: Part, device: torch.device) -> CodedRows:
         """All rows of one of the open users' parts.
@@ -105,23 +119,37 @@ class Inputs:
         DataError
             If there are none.
         """
-        context = torch.from_numpy(np.ascontiguousarray(dataset.context_codes[dataset.rows(part)]))
-        label = torch.from_numpy(dataset.label[dataset.rows(part)])
-        return self._coded(dataset, open_queries(dataset, part), context, label, device)
+        return self.coded(dataset, open_examples(dataset, part), device)
 
-    def _coded(
-        self, dataset: Dataset, queries: Queries, context: Tensor, label: Tensor, device: torch.device
+    def coded(
+        self, dataset: Dataset, examples: Examples, device: torch.device, dense: Tensor | None = None
     ) -> CodedRows:
+        """Examples as the backbone reads them; `dense` takes the place of what the reader says [rows, width]."""
+        queries = examples.queries
         user = torch.from_numpy(dataset.user_codes[queries.user])
         item = torch.from_numpy(self.item_codes(dataset)[queries.items[:, 0]])
-        dense = self.read(dataset, queries)
+        if dense is None and (read := self.read(dataset, queries)) is not None:
+            dense = read.flatten(0, 1)
         return CodedRows(
             user.to(device, torch.int64),
             item.to(device, torch.int64),
-            context.to(device, torch.int64),
-            None if dense is None else dense.flatten(0, 1).to(device),
-            label.to(device, torch.float32),
+            examples.context.to(device, torch.int64),
+            None if dense is None else dense.to(device),
+            examples.label.to(device, torch.float32),
         )
+
+
+def open_examples(dataset: Dataset, part: Part) -> Examples:
+    """All rows of one of the open users' parts.
+
+    Raises
+    ------
+    DataError
+        If there are none.
+    """
+    queries = open_queries(dataset, part)
+    context = torch.from_numpy(np.ascontiguousarray(dataset.context_codes[dataset.rows(part)]))
+    return Examples(queries, context, torch.from_numpy(dataset.label[dataset.rows(part)]).float())
 
 
 def open_queries(dataset: Dataset, part: Part) -> Queries:
@@ -149,14 +177,3 @@ def open_queries(dataset: Dataset, part: Part) -> Queries:
         dataset.open_views[rows],
         dataset.open_clicks[rows],
     )
-
-
-def known_items(item_ids: pl.Series, dataset: Dataset) -> npt.NDArray[np.int32]:
-    """For every item of a data set its place among known ids, from 1, or 0 [n_items]."""
-    ids = dataset.item_ids
-    if ids.dtype != item_ids.dtype or not len(item_ids):
-        return np.zeros(len(ids), np.int32)
-    place = item_ids.search_sorted(ids, side="left").to_numpy().astype(np.int64)
-    found = np.minimum(place, len(item_ids) - 1)
-    same = (item_ids.gather(found) == ids).to_numpy() & (place < len(item_ids))
-    return np.where(same, found + 1, 0).astype(np.int32)

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -17,13 +16,14 @@ from fedpa.device import open_device
 from fedpa.draws import derive_seed, generator
 from fedpa.evaluation.metrics import auc
 from fedpa.models.foundation import Foundation
-from fedpa.models.history import LightHistory
-from fedpa.models.inputs import ITEM_ID, CodedRows, Inputs, open_queries
+from fedpa.models.history.fit import Loss
+from fedpa.models.inputs import ITEM_ID, CodedRows, Examples, Inputs, open_examples
+from fedpa.models.learned import inputs_of
 from fedpa.models.mlp import MLP
 from fedpa.progress import progress_bar
 from fedpa.settings import StrictSettings
 
-__all__ = ["PretrainSettings", "fit_backbone", "inputs_of", "pretrain", "untrained"]
+__all__ = ["PretrainSettings", "fit_backbone", "pretrain", "train_foundation", "untrained"]
 
 
 class PretrainSettings(StrictSettings):
@@ -35,15 +35,26 @@ class PretrainSettings(StrictSettings):
         Width of every embedding and of each layer.
     embedding_std : float
         Spread of the embeddings' random start.
-    history : {"none", "light"}
-        What reads a user's past: nothing but the two counters, or `fedpa.models.history.LightHistory`.
+    history : {"none", "light", "transformer"}
+        What reads a user's past: nothing but the two counters, `fedpa.models.history.LightHistory`, or that and a
+        transformer, `fedpa.models.history.TransformerHistory`, which is trained first.
     half_life : float or None
-        Of the reader's sums, in rows; None counts all rows alike.
+        Of the light reader's counts per kind of item, in rows; None counts all rows alike.
+    taste_width : int
+        Of the vectors by which the light reader knows a user's taste; 0 leaves it out.
     item_embedding : bool
         Whether items have an embedding of their own beside those of their features. It starts at zero, where that of
         an item without open rows stays.
+    encoder_width, encoder_layers, encoder_heads, encoder_length : int
+        Of the transformer: width of every vector, layers, heads of attention, and rows of the past that it reads.
+    encoder_items : bool
+        Whether items have an embedding of their own in the transformer beside those of their features.
+    encoder_dropout : float
+        Share of its activations that are dropped while it is trained.
+    encoder_folds : int
+        Folds of users for the evidence that the backbone is trained on; see `fedpa.models.history.learn`. 1: none.
     lr, batch_size, weight_decay : float, int, float
-        Of Adam; the decay is decoupled (Loshchilov & Hutter, 2019).
+        Of Adam, for the transformer and the backbone alike; the decay is decoupled (Loshchilov & Hutter, 2019).
     epochs, patience : int
         Most epochs, and epochs without a better held-out log-loss before stopping; 0 never stops early.
     """
@@ -51,9 +62,17 @@ class PretrainSettings(StrictSettings):
     embedding: Annotated[int, Field(ge=1)] = 8
     hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field((32, 8), min_length=1)
     embedding_std: Annotated[float, Field(ge=0)] = 0.1
-    history: Literal["none", "light"] = "none"
+    history: Literal["none", "light", "transformer"] = "light"
     half_life: Annotated[float, Field(gt=0)] | None = None
-    item_embedding: bool = False
+    taste_width: Annotated[int, Field(ge=0)] = 4
+    item_embedding: bool = True
+    encoder_width: Annotated[int, Field(ge=1)] = 32
+    encoder_layers: Annotated[int, Field(ge=1)] = 2
+    encoder_heads: Annotated[int, Field(ge=1)] = 2
+    encoder_length: Annotated[int, Field(ge=2)] = 32
+    encoder_items: bool = True
+    encoder_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    encoder_folds: Annotated[int, Field(ge=1)] = 4
     lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-3
     batch_size: Annotated[int, Field(ge=1)] = 1024
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
@@ -103,35 +122,55 @@ def pretrain(
         If there are no open rows to train on or to hold out.
     """
     chosen = PretrainSettings.checked(settings, "pretraining")
-    place = open_device(device)
-    inputs = inputs_of(dataset, chosen)
-    train, held_out = (inputs.open_rows(dataset, part, place) for part in (Part.FOUNDATION, Part.FOUNDATION_VAL))
-    model = untrained(dataset, chosen, derive_seed(seed, "pretrain"), inputs).to(place)
-    with progress_bar("pretrain", chosen.epochs, progress) as advance:
-        found = fit_backbone(model, train, held_out, chosen, seed, advance=advance)
-    features = {s: dataset.manifest["features"][s] for s in ("user", "item", "context")}
-    facts = {
-        "settings": chosen.model_dump(mode="json"),
-        "seed": seed,
-        "dataset": {"name": dataset.manifest["source"], "hash": dataset.hash},
-        **found,
-    }
-    foundation = Foundation.of(model.cpu(), features, facts, inputs)
+    opened, judged = (open_examples(dataset, part) for part in (Part.FOUNDATION, Part.FOUNDATION_VAL))
+    foundation = train_foundation(dataset, opened, judged, chosen, seed=seed, device=device, progress=progress)
     if out is not None:
         foundation.save(out, overwrite=overwrite)
     return foundation
 
 
-def inputs_of(dataset: Dataset, settings: PretrainSettings) -> Inputs:
-    """The reader and the known items that the settings ask for, made from open users' rows."""
-    known = None
-    if settings.item_embedding:
-        known = dataset.item_ids.gather(np.unique(dataset.item[dataset.rows(Part.FOUNDATION)]))
-    if settings.history == "none":
-        return Inputs(None, known)
-    reader = LightHistory.for_items(dataset, settings.half_life)
-    reader.standardise(reader.read(dataset.past, reader.kinds_of(dataset), open_queries(dataset, Part.FOUNDATION)))
-    return Inputs(reader, known)
+def train_foundation(
+    dataset: Dataset,
+    opened: Examples,
+    judged: Examples,
+    chosen: PretrainSettings,
+    *,
+    loss: Loss = binary_cross_entropy_with_logits,
+    seed: int,
+    device: str,
+    progress: bool,
+) -> Foundation:
+    """Train a reader of the past, if there is to be one, and then a backbone.
+
+    Parameters
+    ----------
+    dataset : Dataset
+    opened, judged : Examples
+        To train on, with whatever labels `loss` takes, and to stop by, with clicks.
+    chosen : PretrainSettings
+    loss : callable
+        Mean loss of logits [rows] and labels.
+    seed, device, progress
+        As in `pretrain`.
+    """
+    place = open_device(device)
+    with progress_bar("history", chosen.epochs, progress and chosen.history == "transformer") as advance:
+        learned = inputs_of(dataset, opened, judged, chosen, loss=loss, seed=seed, device=place, advance=advance)
+    inputs = learned.inputs
+    train = inputs.coded(dataset, opened, place, learned.evidence)
+    held_out = inputs.coded(dataset, judged, place)
+    model = untrained(dataset, chosen, derive_seed(seed, "pretrain"), inputs).to(place)
+    with progress_bar("pretrain", chosen.epochs, progress) as advance:
+        found = fit_backbone(model, train, held_out, chosen, seed, loss=loss, advance=advance)
+    features = {s: dataset.manifest["features"][s] for s in ("user", "item", "context")}
+    facts = {
+        "settings": chosen.model_dump(mode="json"),
+        "seed": seed,
+        "dataset": {"name": dataset.manifest["source"], "hash": dataset.hash},
+        **learned.facts,
+        **found,
+    }
+    return Foundation.of(model.cpu(), features, facts, inputs)
 
 
 def untrained(dataset: Dataset, settings: PretrainSettings, seed: int, inputs: Inputs | None = None) -> MLP:
@@ -162,6 +201,7 @@ def fit_backbone(
     settings: PretrainSettings,
     seed: int,
     *,
+    loss: Loss = binary_cross_entropy_with_logits,
     start_counts: bool = False,
     advance: Callable[[str], None] = lambda state: None,
 ) -> dict[str, Any]:
@@ -176,6 +216,8 @@ def fit_backbone(
         The widths and the spread of the start are not read.
     seed : int
         For the order of rows.
+    loss : callable
+        Mean loss of logits [rows] and of the labels of `train`, which may be whatever it takes [rows, ...].
     start_counts : bool
         Whether the weights as given are one of the candidates, as epoch 0.
     advance : callable
@@ -190,11 +232,11 @@ def fit_backbone(
     best_loss, best_auc = _held_out(model, held_out) if start_counts else (float("inf"), None)
     best, best_epoch, stale, epoch = _copy(model), 0, 0, 0
     for epoch in range(1, settings.epochs + 1):
-        _epoch(model, optimizer, train, settings.batch_size, generator(seed, "pretrain/shuffle", epoch))
-        loss, value = _held_out(model, held_out)
-        advance(f"held-out logloss {loss:.4f}")
-        if loss < best_loss:
-            best, best_loss, best_auc, best_epoch, stale = _copy(model), loss, value, epoch, 0
+        _epoch(model, optimizer, train, settings.batch_size, loss, generator(seed, "pretrain/shuffle", epoch))
+        found, value = _held_out(model, held_out)
+        advance(f"held-out logloss {found:.4f}")
+        if found < best_loss:
+            best, best_loss, best_auc, best_epoch, stale = _copy(model), found, value, epoch, 0
         else:
             stale += 1
             if settings.patience and stale >= settings.patience:
@@ -225,14 +267,16 @@ def _balance(model: MLP) -> None:
         weight[:, 1::2] *= -1
 
 
-def _epoch(model: MLP, optimizer: torch.optim.Optimizer, rows: CodedRows, size: int, draw: torch.Generator) -> None:
+def _epoch(
+    model: MLP, optimizer: torch.optim.Optimizer, rows: CodedRows, size: int, loss: Loss, draw: torch.Generator
+) -> None:
     model.train()
     order = torch.randperm(len(rows), generator=draw).to(rows.label.device)
     for chosen in order.split(size):
         *codes, label = rows.at(chosen)
-        loss = binary_cross_entropy_with_logits(model(*codes), label)
+        value = loss(model(*codes), label)
         optimizer.zero_grad()
-        loss.backward()
+        value.backward()
         optimizer.step()
 
 

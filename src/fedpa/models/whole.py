@@ -100,8 +100,8 @@ class WholeMLP:
             for table in self.tables
             if table.per == "row"
         ]
-        if self._dense and batch.dense is not None:
-            parts.append(batch.dense)
+        if self._dense:
+            parts.append(batch.evidence)
         x = torch.cat(parts, -1)
         for layer in range(self.depth):
             weight, bias = (blocks[self._name(f"layers.{layer}.{kind}")] for kind in ("weight", "bias"))
