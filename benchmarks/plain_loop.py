@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from fedpa.federation.rows import Batch
 from fedpa.models.adapted import AdaptedMLP
 
 
@@ -24,13 +25,15 @@ class Client(nn.Module):
         self.model = model
         self.blocks = nn.ParameterDict({name.replace(".", "/"): nn.Parameter(b.clone()) for name, b in blocks.items()})
 
-    def forward(self, items: Tensor) -> Tensor:
-        """Logits [rows] of the user's rows."""
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits [rows] of one user's rows."""
         settings, model = self.model.settings, self.model
         block = {name.replace("/", "."): value for name, value in self.blocks.items()}
         weight, _ = model.frozen[0]
-        rows = model.items[items, : -len(weight)]
-        x = torch.cat([block["user_embedding"].expand(len(rows), -1), rows], 1)
+        item = model.items[batch.items[0], : -len(weight)]
+        context = nn.functional.embedding(batch.context[0] + model.context_offsets, model.context_table).flatten(-2)
+        parts = [block["user_embedding"].expand(len(item), -1), item, context]
+        x = torch.cat(parts if batch.dense is None else [*parts, batch.dense[0]], 1)
         for layer, (weight, bias) in enumerate(model.frozen):
             name = f"layers.{layer}"
             down, up = block[f"{name}.down"], block[f"{name}.up"]
@@ -48,12 +51,12 @@ class Client(nn.Module):
         return nn.functional.linear(x, block["head.weight"], block["head.bias"]).squeeze(-1)
 
 
-def train_user(model: AdaptedMLP, blocks: dict[str, Tensor], items: Tensor, labels: Tensor) -> dict[str, Tensor]:
+def train_user(model: AdaptedMLP, blocks: dict[str, Tensor], batch: Batch, labels: Tensor) -> dict[str, Tensor]:
     """One local epoch in one batch with a fresh Adam; returns the change of every block."""
     client = Client(model, blocks)
     settings = model.settings
     optimizer = torch.optim.Adam(client.parameters(), settings.lr, settings.adam_betas, settings.adam_eps)
-    loss = nn.functional.binary_cross_entropy_with_logits(client(items), labels)
+    loss = nn.functional.binary_cross_entropy_with_logits(client(batch), labels)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()

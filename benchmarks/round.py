@@ -3,8 +3,9 @@
     python benchmarks/round.py --dataset DATASET --foundation FOUNDATION --json
 
 Everything that is compared is measured in one run, in turn, and the best of a few repetitions is taken, since the
-machine's speed drifts. ``--scale 10000,100000,1000000`` adds synthetic users with 8 rows each, every size in a process
-of its own, with its peak memory.
+machine's speed drifts. ``--plain FOUNDATION`` measures a second foundation in turn with the first, such as one that
+reads no past. ``--scale 10000,100000,1000000`` adds synthetic users with 8 rows each, every size in a process of its
+own, with its peak memory; their pasts are read by the light reader.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -27,12 +29,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedpa import load_dataset, load_foundation
 from fedpa.adaptation import split_values
+from fedpa.data.dataset import Dataset, Part
+from fedpa.data.past import Past
+from fedpa.data.statistics import Counted
 from fedpa.federation.rows import ShardRows
 from fedpa.federation.server import Server
 from fedpa.federation.shard import Shard
 from fedpa.methods.fedpa import FedPA
 from fedpa.models.adapted import AdaptedMLP, AdapterSettings
 from fedpa.models.foundation import Foundation
+from fedpa.models.history import LightHistory
+from fedpa.models.history.taste import Taste
+from fedpa.models.inputs import Inputs
 from fedpa.models.mlp import MLP
 from plain_loop import train_user
 
@@ -44,6 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", type=Path)
     parser.add_argument("--foundation", type=Path)
+    parser.add_argument("--plain", type=Path)
     parser.add_argument("--repeat", type=int, default=7)
     parser.add_argument("--loop-users", type=int, default=300)
     parser.add_argument("--scale", default="")
@@ -55,7 +64,7 @@ def main() -> None:
         return
     report: dict[str, Any] = {"threads": torch.get_num_threads(), "torch": torch.__version__}
     if options.dataset and options.foundation:
-        report |= real_data(options.dataset, options.foundation, options.repeat, options.loop_users)
+        report |= real_data(options.dataset, options.foundation, options.plain, options.repeat, options.loop_users)
     report["scale"] = [in_own_process(int(users)) for users in options.scale.split(",") if users]
     if options.json:
         print(json.dumps(report, indent=2))
@@ -64,18 +73,19 @@ def main() -> None:
             print(f"{key:28} {value}")
 
 
-def real_data(dataset_path: Path, foundation_path: Path, repeat: int, loop_users: int) -> dict[str, Any]:
-    dataset, foundation = load_dataset(dataset_path), load_foundation(foundation_path)
-    method = FedPA(AdapterSettings())
-    model = method.build(foundation, dataset, 0, CPU)
-    rows = ShardRows.of(dataset, dtype=torch.float32, device=CPU)
-    with tempfile.TemporaryDirectory() as folder:
-        store = Shard.new_store(model, rows, method.settings, Path(folder))
-        shard = Shard(model, rows, method.settings, store, seed=0)
-        server = Server(model.layout, torch.float32)
+def real_data(
+    dataset_path: Path, foundation_path: Path, plain_path: Path | None, repeat: int, loop_users: int
+) -> dict[str, Any]:
+    dataset = load_dataset(dataset_path)
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as other:
+        shard, server = engine(dataset, foundation_path, folder)
+        beside = None if plain_path is None else engine(dataset, plain_path, other)
+        model, rows = cast(AdaptedMLP, shard.model), shard.rows
         floor = Floor(shard, server)
-        train, evaluate, bottom, loop = [], [], [], []
+        train, evaluate, bottom, loop, plain = [], [], [], [], []
         for number in range(repeat):
+            if beside is not None:
+                plain.append(timed(lambda n=number: beside[1].step(beside[0].round(beside[1].state, n))))  # type: ignore[misc]
             train.append(timed(lambda n=number: server.step(shard.round(server.state, n))))  # type: ignore[misc]
             evaluate.append(timed(lambda: split_values(rows, shard.scores(server.state))))
             bottom.append(timed(floor.run))
@@ -91,7 +101,18 @@ def real_data(dataset_path: Path, foundation_path: Path, repeat: int, loop_users
         "seconds_loop_per_user": min(loop),
         "speedup_over_loop": min(loop) / (min(train) / users),
         "ratio_to_floor": min(train) / min(bottom),
+        **({"ratio_to_plain": min(train) / min(plain)} if plain else {}),
     }
+
+
+def engine(dataset: Dataset, foundation_path: Path, folder: str) -> tuple[Shard, Server]:
+    """All private users of a data set around a foundation, with the published parts of FedPA."""
+    foundation = load_foundation(foundation_path)
+    method = FedPA(AdapterSettings())
+    model = method.build(foundation, dataset, 0, CPU)
+    rows = method.rows(foundation, dataset, ShardRows.of(dataset, dtype=torch.float32, device=CPU))
+    store = Shard.new_store(model, rows, method.settings, Path(folder))
+    return Shard(model, rows, method.settings, store, seed=0), Server(model.layout, torch.float32)
 
 
 def timed(work: Callable[[], object]) -> float:
@@ -110,7 +131,8 @@ def plain_loop(model: AdaptedMLP, shard: Shard, server: Server, users: int) -> N
         weights = shard.weights_of(np.array([local]), server.state)
         blocks = {name: view[0] for name, view in model.layout.views(weights).items()}
         span = slice(rows.begin[local], rows.begin[local] + rows.train[local])
-        change = train_user(model, blocks, rows.items[span], rows.labels[span])
+        batch = rows.batch(np.array([local]), torch.arange(span.start, span.stop)[None])
+        change = train_user(model, blocks, batch, rows.labels[span])
         for name, value in change.items():
             total[name] = total[name] + value if name in total else value
 
@@ -190,12 +212,16 @@ def one_size(users: int) -> dict[str, Any]:
         "context": [],
     }
     torch.manual_seed(0)
-    foundation = Foundation.of(MLP(features), {}, {})
+    reader = LightHistory([(name, 1) for name, _ in features["item"]], Taste([100] * 6, 4))
+    foundation = Foundation.of(MLP(features, dense=reader.width), {}, {}, Inputs(reader))
     codes = rng.integers(0, np.array(sizes), (users, len(sizes)), dtype=np.int32)
     data = Synthetic(codes, rng.integers(0, 100, (items, 6), dtype=np.int32))
     method = FedPA(AdapterSettings())
     model = AdaptedMLP(AdapterSettings(), method.scope, foundation, data, seed=0, device=CPU)  # type: ignore[arg-type]
     count = users * ROWS_EACH
+    clicks = rng.random((users, ROWS_EACH)) < 0.4
+    seen, none = np.tile(np.arange(ROWS_EACH), users), np.zeros(count, np.int64)
+    shown = rng.integers(0, items, count)
     rows = ShardRows(
         users=np.arange(users),
         keys=np.arange(users, dtype=np.uint64),
@@ -206,16 +232,23 @@ def one_size(users: int) -> dict[str, Any]:
         row=np.arange(count),
         user=np.repeat(np.arange(users), ROWS_EACH),
         part=np.full(count, 2, np.uint8),
-        items=torch.from_numpy(rng.integers(0, items, count)),
+        time=np.arange(count),
+        items=torch.from_numpy(shown),
         context=torch.zeros(count, 0, dtype=torch.int64),
-        labels=torch.from_numpy((rng.random(count) < 0.4).astype(np.float32)),
-        own_views=np.zeros(0, np.int64),
-        own_clicks=np.zeros(0, np.int64),
-        item_views=np.zeros(0, np.int64),
-        item_clicks=np.zeros(0, np.int64),
-        open_views=np.zeros(0, np.int64),
-        open_clicks=np.zeros(0, np.int64),
+        labels=torch.from_numpy(clicks.ravel().astype(np.float32)),
+        own_views=seen,
+        own_clicks=(clicks.cumsum(1) - clicks).ravel(),
+        item_views=none,
+        item_clicks=none,
+        open_views=none,
+        open_clicks=none,
     )
+    part = np.full(count, Part.TRAIN, np.uint8)
+    counted = Counted(rows.user.astype(np.uint32), shown.astype(np.uint32), rows.time, clicks.ravel(), part)
+    begin = time.perf_counter()
+    dense = torch.from_numpy(reader.read(Past(counted, users), data.item_codes, rows.queries())).squeeze(1)
+    reading = time.perf_counter() - begin
+    rows = replace(rows, dense=dense)
     with tempfile.TemporaryDirectory() as folder:
         store = Shard.new_store(model, rows, method.settings, Path(folder))
         shard = Shard(model, rows, method.settings, store, seed=0)
@@ -226,6 +259,7 @@ def one_size(users: int) -> dict[str, Any]:
             "rows": count,
             "seconds": min(seconds),
             "seconds_each": seconds,
+            "seconds_reading_pasts": reading,
             "rss_bytes": peak_memory(),
         }
 

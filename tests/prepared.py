@@ -44,9 +44,20 @@ def _small(folder: Path, features: Literal["causal", "reference"], seed: int) ->
     synthesise(folder / "raw", users=USERS, items=ITEMS, rows_per_user=25, seed=seed)
     source = open_source("kuairand-pure", folder / "raw")
     dataset = prepare(source, folder / "dataset", features=features, cold_users=0.2)
-    plain = {"history": "none", "item_embedding": False}  # the published backbone; readers have tests of their own
+    # The published backbone: readers of pasts have tests of their own.
+    plain: dict[str, Any] = {"history": "none", "item_embedding": False}
     foundation = pretrain(dataset, out=folder / "foundation", epochs=4, lr=0.01, batch_size=256, **plain)
     return Small(dataset, foundation, folder)
+
+
+def reading(factory: pytest.TempPathFactory) -> Foundation:
+    """A foundation for the same data set that reads users' pasts, lightly."""
+    return _reading(small(factory).folder)
+
+
+@cache
+def _reading(folder: Path) -> Foundation:
+    return pretrain(_small(folder, "causal", 0).dataset, epochs=3, lr=0.01, batch_size=256)
 
 
 def quick_run(factory: pytest.TempPathFactory, features: Literal["causal", "reference"] = "causal") -> Run:

@@ -19,9 +19,13 @@ if TYPE_CHECKING:
     from fedpa.data.prepare import prepare
     from fedpa.data.sources import open_source
     from fedpa.errors import FedpaError
+    from fedpa.exporting.export import export
     from fedpa.methods.method import register
+    from fedpa.models.distill import distill
     from fedpa.models.foundation import Foundation, load_foundation
     from fedpa.models.pretrain import pretrain
+    from fedpa.models.wrap.weights import load_weights
+    from fedpa.models.wrap.wrapping import wrap
     from fedpa.run import Run, load_run
 
 __all__ = [
@@ -30,13 +34,17 @@ __all__ = [
     "Foundation",
     "Run",
     "adapt",
+    "distill",
+    "export",
     "load_dataset",
     "load_foundation",
     "load_run",
+    "load_weights",
     "open_source",
     "prepare",
     "pretrain",
     "register",
+    "wrap",
 ]
 
 # Intel's library otherwise picks the order of a sum by the address of the matrix, so that a user's result would depend
@@ -49,13 +57,17 @@ _HOMES = {
     "Foundation": "fedpa.models.foundation",
     "Run": "fedpa.run",
     "adapt": "fedpa.adaptation",
+    "distill": "fedpa.models.distill",
+    "export": "fedpa.exporting.export",
     "load_dataset": "fedpa.data.dataset",
     "load_foundation": "fedpa.models.foundation",
     "load_run": "fedpa.run",
+    "load_weights": "fedpa.models.wrap.weights",
     "open_source": "fedpa.data.sources",
     "prepare": "fedpa.data.prepare",
     "pretrain": "fedpa.models.pretrain",
     "register": "fedpa.methods.method",
+    "wrap": "fedpa.models.wrap.wrapping",
 }
 
 

@@ -26,6 +26,7 @@ from fedpa.cli.options import (
     watched,
 )
 from fedpa.cli.show import ranked, show, show_foundation, show_rich, show_table
+from fedpa.errors import ConfigError
 
 if TYPE_CHECKING:
     from fedpa.run import Run
@@ -35,43 +36,20 @@ __all__ = ["verbs"]
 verbs = typer.Typer()
 
 
-@verbs.command(epilog=example("fedpa pretrain dataset --out foundation --set epochs=20"))
-def pretrain(
-    dataset: DatasetArgument,
-    out: Annotated[Path, typer.Option("--out", metavar="FOUNDATION", help="Folder to write.")],
-    set_: Set = None,
-    device: Device = "cpu",
-    seed: Seed = 0,
-    overwrite: Overwrite = False,
-    as_json: Json = False,
-) -> None:
-    """Train a foundation on the open users of a data set."""
-    from fedpa.data.dataset import load_dataset
-    from fedpa.models.pretrain import pretrain as pretrained
-
-    settings = settings_of(pretrained, set_)
-    foundation = pretrained(
-        load_dataset(dataset),
-        out=out,
-        seed=seed,
-        device=device,
-        overwrite=overwrite,
-        progress=watched(),
-        **settings,
-    )
-    show_foundation(foundation, out, as_json)
-
-
 @verbs.command(
     epilog=example(
         "fedpa adapt foundation dataset --out run --set rounds=20",
+        "fedpa adapt my_file.py:build dataset --out run",
         "fedpa adapt - dataset --out counters --method two-counters",
         "fedpa adapt foundation dataset --out mine --method my_file.py:MyMethod",
     )
 )
 def adapt(
     foundation: Annotated[
-        str, typer.Argument(metavar="FOUNDATION", help="Folder that `fedpa pretrain` wrote; - for none.")
+        str,
+        typer.Argument(
+            metavar="FOUNDATION", help="Folder that `fedpa pretrain` wrote, or my_file.py:build; - for none."
+        ),
     ],
     dataset: DatasetArgument,
     out: Annotated[Path, typer.Option("--out", metavar="RUN", help="Folder to write.")],
@@ -86,11 +64,11 @@ def adapt(
     """Adapt a foundation to the private users of a data set, round by round; Ctrl-C keeps the best round so far."""
     from fedpa.adaptation import adapt as adapted
     from fedpa.data.dataset import load_dataset
-    from fedpa.models.foundation import load_foundation
+    from fedpa.models.wrap.source import open_foundation
 
     settings = settings_of(adapted, set_)
     run = adapted(
-        None if foundation == "-" else load_foundation(foundation),
+        None if foundation == "-" else open_foundation(foundation),
         load_dataset(dataset),
         out=out,
         method=method,
@@ -157,6 +135,43 @@ def recommend(
     show_rich(ranked(found.items, {"click": found.scores, **found.gates}))
     for note in found.notes:
         typer.echo(f"note: {note}", err=True)
+
+
+@verbs.command(
+    epilog=example(
+        "fedpa export run --all-users --only-if-better --out devices", "fedpa export run --user 42 --rows --out device"
+    )
+)
+def export(
+    run: RunArgument,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write.")],
+    user: Annotated[
+        list[str] | None, typer.Option("--user", metavar="ID", help="As in the raw data; may be repeated.")
+    ] = None,
+    all_users: Annotated[bool, typer.Option("--all-users", help="Every private user.")] = False,
+    only_if_better: Annotated[
+        bool, typer.Option("--only-if-better", help="Leave out adapters that lose on their user's validation rows.")
+    ] = False,
+    rows: Annotated[bool, typer.Option("--rows", help="Also the users' own rows, to try the examples.")] = False,
+    dataset: MovedDataset = None,
+    foundation: MovedFoundation = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Write a run for devices: the foundation as ONNX once, and a small adapter per user; needs the extra `export`."""
+    from fedpa.exporting.export import export as exported
+
+    if all_users == bool(user):
+        raise ConfigError("--user and --all-users: expected one of them", "name users, or all of them")
+    result = exported(
+        open_run(run, dataset, foundation),
+        out,
+        users=user,
+        only_if_better=only_if_better,
+        rows=rows,
+        overwrite=overwrite,
+    )
+    show({"export": str(out), **result}, as_json)
 
 
 @verbs.command(epilog=example("fedpa forget run --user 42"))

@@ -118,11 +118,11 @@ def settings_of(function: Callable[..., object], assignments: list[str] | None) 
 def open_run(path: Path, dataset: Path | None, foundation: Path | None) -> Run:
     """A run with what it was made from, wherever that is now."""
     from fedpa.data.dataset import load_dataset
-    from fedpa.models.foundation import load_foundation
+    from fedpa.models.wrap.source import open_foundation
     from fedpa.run import load_run
 
     opened: Dataset | None = None if dataset is None else load_dataset(dataset)
-    loaded: Foundation | None = None if foundation is None else load_foundation(foundation)
+    loaded: Foundation | None = None if foundation is None else open_foundation(foundation)
     return load_run(path, foundation=loaded, dataset=opened)
 
 

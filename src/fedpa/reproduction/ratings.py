@@ -160,11 +160,6 @@ class TrainingRows(Dataset):
         return self._none.astype(np.int64)
 
     @property
-    def time(self) -> Ints:
-        """No row has a time."""
-        return self._none.astype(np.int64)
-
-    @property
     def n_users(self) -> int:
         """Number of users."""
         return self._ratings.n_users

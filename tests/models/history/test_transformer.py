@@ -126,7 +126,7 @@ def test_the_future_of_every_prefix_moves_nothing(made: Made) -> None:
 
 @pytest.mark.parametrize("first", [Part.VAL, Part.TEST])
 def test_nothing_after_the_cut_is_read(made: Made, first: Part) -> None:
-    """A row knows nothing of the rows of its part or of later ones, however early they are, nor do other users' rows."""
+    """A row knows nothing of its own part's rows or of later parts', its own user's or another's."""
     counted = made.dataset.counted
     late = np.isin(counted.part[counted.part < Part.UNBIASED], (first, Part.TEST))
     assert late.any()

@@ -1,7 +1,7 @@
 r"""What a user likes, read from its clicks by ridge regression on vectors of items that open users taught.
 
 Item :math:`i` has a vector :math:`k_i`, whose last component is 1, and a base :math:`h_i`, its log-odds for a user of
-no taste, both sums of embeddings of its features. A user's taste after interactions :math:`j` with clicks :math:`y_j` is
+no taste, both sums of embeddings of its features. After interactions :math:`j` with clicks :math:`y_j` the taste is
 
 .. math::
     z = \Big(\Lambda + c \sum_j k_j k_j^\top\Big)^{-1} \sum_j (y_j - \sigma(h_j))\, k_j,
@@ -108,7 +108,7 @@ class Taste(nn.Module):
         own = vectors[items] * real[..., None]
         surprise = clicks - 1 / (1 + np.exp(-bases[items]))
         moment = np.einsum("qr,qrd->qd", surprise, own)
-        matrix = float(self.curvature.exp()) * np.einsum("qrd,qre->qde", own, own)
+        matrix = float(self.curvature.detach().exp()) * np.einsum("qrd,qre->qde", own, own)
         matrix += np.diag(self.precision.detach().double().exp().numpy())
         weights = np.linalg.solve(matrix, moment[..., None])[..., 0]
         taste = np.einsum("qd,qcd->qc", weights[:, :-1], vectors[candidates][..., :-1])

@@ -1,0 +1,1 @@
+"""FedPA's adapters around the linear layers of any PyTorch module."""
