@@ -1,6 +1,6 @@
 """Size against quality of distilled foundations, frozen and adapted, with what a round costs a device.
 
-    python benchmarks/distill.py --dataset DATASET --seeds 2 --rounds 12 > table.md
+    python benchmarks/distill.py --dataset DATASET --seeds 0,1,2 --rounds 8 > table.md
 
 A teacher with a transformer is pre-trained for every seed; students of four sizes are trained twice, from clicks alone
 (``mixing: 0``) and with the teacher's word, and all are adapted with FedPA. ``--json`` prints everything instead.
@@ -26,12 +26,12 @@ from fedpa.federation.rows import ShardRows
 
 TEACHER: Mapping[str, Any] = {"history": "transformer", "encoder_folds": 2}
 STUDENTS: Mapping[str, Mapping[str, Any]] = {
-    "1": {},
-    "1/2": {"embedding": 4, "encoder_width": 16},
-    "1/4": {"embedding": 4, "encoder_width": 8, "item_embedding": False},
-    "1/10": {"embedding": 5, "encoder_width": 16, "item_embedding": False, "encoder_items": False},
+    "full": {},
+    "1/2": {"encoder_width": 16},
+    "1/4": {"embedding": 4, "encoder_width": 8},
+    "1/10": {"embedding": 5, "encoder_width": 16, "encoder_items": False},
 }
-"""By their share of the teacher's weights, which are mostly embeddings of items."""
+"""By their share of the teacher's weights, which are mostly embeddings of items; no student's backbone has any."""
 
 MIXING = 0.5
 
@@ -41,14 +41,14 @@ Figures = dict[str, float]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--sizes", default=",".join(STUDENTS))
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     dataset = load_dataset(options.dataset)
     found: dict[str, list[Figures]] = {}
-    for seed in range(options.seeds):
+    for seed in map(int, options.seeds.split(",")):
         teacher = pretrain(dataset, seed=seed, **TEACHER)
         found.setdefault("teacher", []).append(measured(teacher, dataset, options.rounds, seed))
         for size in options.sizes.split(","):
@@ -112,15 +112,23 @@ COLUMNS: Mapping[str, tuple[str, str]] = {
 
 
 def table(found: Mapping[str, list[Figures]]) -> str:
-    """Means over seeds in Markdown."""
+    """Means over seeds in Markdown, those of quality with the standard deviation."""
     lines = [
         "| foundation | " + " | ".join(title for title, _ in COLUMNS.values()) + " |",
         "|---" * (1 + len(COLUMNS)) + "|",
     ]
     for name, rows in found.items():
-        means = (format(statistics.fmean(row[key] for row in rows), form) for key, (_, form) in COLUMNS.items())
-        lines.append(f"| {name} | " + " | ".join(means) + " |")
+        cells = (
+            _cell([row[key] for row in rows], form, "frozen" in key or "adapted" in key)
+            for key, (_, form) in COLUMNS.items()
+        )
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _cell(values: list[float], form: str, quality: bool) -> str:
+    mean = format(statistics.fmean(values), form)
+    return f"{mean} ± {statistics.stdev(values):.4f}" if quality and len(values) > 1 else mean
 
 
 if __name__ == "__main__":

@@ -184,6 +184,8 @@ class Pass:
             x = self._layer(f"layers.{layer}", x)
         self.last = x
         logits = x @ weights["head.weight"].T + weights["head.bias"]
+        if "dense" in rows:
+            logits = logits + rows["dense"] @ frozen["direct.weight"].T
         for name in self._wide:
             logits = logits + self.vectors @ weights[name].T
         if "item_bias" in weights:

@@ -22,7 +22,7 @@ from fedpa.models.adapted import AdaptedMLP, AdapterSettings
 from fedpa.models.bias import WithPersonalBias
 from fedpa.settings import Settings
 
-SMALL: dict[str, Any] = {"rank": 2, "gate_hidden": (3, 2)}
+SMALL: dict[str, Any] = {"rank": 2, "gate_hidden": (3, 2), "item_counts": 0}
 
 
 def configured(preset: str = "default", **values: Any) -> FedPA:

@@ -17,7 +17,7 @@ from fedpa.methods import compared_specs, title_of
 from fedpa.methods.fedpa import BEST, FedPA
 
 USERS, ITEMS = 12, 20
-SMALL: dict[str, Any] = {"rank": 2, "gate_hidden": (3, 2), "dtype": "float64"}
+SMALL: dict[str, Any] = {"rank": 2, "gate_hidden": (3, 2), "dtype": "float64", "item_counts": 0}
 
 LAYERS = range(2)
 USER_LORA = {f"layers.{layer}.user.{factor}" for layer in LAYERS for factor in "ab"}

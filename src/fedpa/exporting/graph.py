@@ -66,6 +66,8 @@ def adapted_graph(mlp: MLP, model: AdaptedMLP, layout: Layout) -> tuple[bytes, d
         frozen = graph.add("Relu", graph.linear(x, weight, bias))
         x = [_mixed(graph, model, members, name, x, frozen) if f"{name}.up" in members else frozen]
     logits = graph.linear(x, "head.weight", "head.bias")
+    if mlp.dense:
+        logits = graph.add("Gemm", "dense", graph.constant("direct.weight", mlp.direct.weight), logits, transB=1)
     if "wide" in members and "item" in sides:
         taste = graph.add("Sum", *members["wide"])
         logits = graph.add("Gemm", sides["item"], taste, logits, transB=1)

@@ -6,9 +6,9 @@ never train: A starts at random (``lora_init: zero`` brings the published start 
 same A for all users.
 
 Presets ``reference`` and ``repaired`` have the published parts alone. ``default`` adds a wide term over the item's
-embeddings with user-level, group-level and shared parts, a shared bias per item, a bias per user, and a prior on all
-that is personal; it takes gradient steps instead of Adam's, whose first one moves every weight by the same amount
-however little a user's few rows say about it.
+embeddings with user-level, group-level and shared parts, a shared bias per item, a bias per user, everybody's item
+counts beside open users', and a prior on all that is personal; it takes gradient steps instead of Adam's, whose first
+one moves every weight by the same amount however little a user's few rows say about it.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ BEST: Mapping[str, Any] = {
     "item_rate": 10.0,
     "table_mean": "touched",
     "table_prior": 5.0,
+    "item_counts": 16,
     "personal_bias": True,
     "personal_decay": 10.0,
     "select": "mean",
@@ -56,6 +57,7 @@ _ABLATIONS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "no-personal-embeddings": ("personal embeddings", {"personal_embedding": False}),
     "no-wide": ("the wide term", {"wide": False}),
     "no-item-bias": ("item biases", {"item_bias": False}),
+    "no-item-counts": ("everybody's item counts", {"item_counts": 0}),
     "no-user-bias": ("the user's bias", {"personal_bias": False}),
     "no-prior": ("the prior", {"personal_decay": 0.0}),
 }
@@ -83,7 +85,7 @@ class FedPA(FederatedMethod):
     }
     held: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "reference": ("*",),
-        "repaired": ("wide", "item_bias", "personal_bias", "personal_decay", *_TABLES),
+        "repaired": ("wide", "item_bias", "item_counts", "personal_bias", "personal_decay", *_TABLES),
         "default": ("personal_bias",),
         **{name: tuple(without) for name, (_, without) in _ABLATIONS.items()},
     }

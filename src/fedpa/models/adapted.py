@@ -135,6 +135,8 @@ class AdaptedMLP:
             (self._frozen(layer.get_parameter("weight")), self._frozen(layer.get_parameter("bias")))
             for layer in mlp.layers
         ]
+        if mlp.dense:
+            self.direct = self._frozen(mlp.direct.weight)
         self.items = self._item_table(foundation.inputs.item_codes(dataset))
         tables = [Table("item_bias", dataset.n_items, 1, self._frozen(torch.zeros(dataset.n_items, 1)), own_id)]
         self.layout = Layout(self._blocks(), rule, sizes, tables if settings.item_bias else ())
@@ -171,6 +173,8 @@ class AdaptedMLP:
             if gate is not None:
                 gates.append(gate)
         logits = (rows_times(x, blocks["head.weight"]) + blocks["head.bias"][:, None, :]).squeeze(-1)
+        if self._mlp.dense:
+            logits = logits + linear(batch.evidence, self.direct).squeeze(-1)
         if self.settings.wide:
             taste = blocks["wide"].sum(1, keepdim=True)
             logits = logits + rows_times(rows[..., : end - begin], taste).squeeze(-1)

@@ -30,6 +30,9 @@ class DistillSettings(PretrainSettings):
 
     Attributes
     ----------
+    item_embedding : bool
+        As there, but off unless asked for. The teacher's word follows the counts of a row's item, which contain clicks
+        of held-out open users: an embedding of the item learns them by heart, and training stops too late.
     temperature : float
         What the logits of both are divided by before they are compared.
     mixing : float
@@ -38,6 +41,7 @@ class DistillSettings(PretrainSettings):
         Pairs of a user's moment and another item, on which there is the teacher's word alone, per open row.
     """
 
+    item_embedding: bool = False
     temperature: Annotated[float, Field(gt=0)] = 2.0
     mixing: Annotated[float, Field(ge=0, le=1)] = 0.5
     pairs: Annotated[float, Field(ge=0)] = 1.0

@@ -32,7 +32,8 @@ class MLP(nn.Module):
     hidden : sequence of int
         Widths of the layers.
     dense : int
-        How many numbers follow the embeddings: what a reader of the user's past says of the candidate.
+        How many numbers follow the embeddings: what a reader of the user's past says of the candidate. Log-odds for the
+        most part, they are also added to the logit directly, each times a weight that starts at zero.
     """
 
     def __init__(self, features: Features, embedding: int = 8, hidden: Sequence[int] = (32, 8), dense: int = 0) -> None:
@@ -50,6 +51,9 @@ class MLP(nn.Module):
         widths = [sum(self.width(side) for side in _SIDES) + dense, *hidden]
         self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(widths))
         self.head = nn.Linear(widths[-1], 1)
+        if dense:
+            self.direct = nn.Linear(dense, 1, bias=False)
+            nn.init.zeros_(self.direct.weight)
 
     def width(self, side: str) -> int:
         """Width of one side's part of the input."""
@@ -103,4 +107,6 @@ class MLP(nn.Module):
         for layer in self.layers:
             x = torch.relu(layer(x))
         logits: Tensor = self.head(x)
+        if self.dense:
+            logits = logits + self.direct(dense)
         return logits.squeeze(-1)

@@ -27,7 +27,10 @@ __all__ = ["PretrainSettings", "fit_backbone", "pretrain", "train_foundation", "
 
 
 class PretrainSettings(StrictSettings):
-    """Settings of pre-training; the defaults are the published ones, but for the epochs and the start.
+    """Settings of pre-training.
+
+    The published backbone is ``history=none``, ``item_embedding=false``, ``embedding=8``, ``weight_decay=0``; widths of
+    layers, learning rate and batch size are the published ones.
 
     Attributes
     ----------
@@ -59,7 +62,7 @@ class PretrainSettings(StrictSettings):
         Most epochs, and epochs without a better held-out log-loss before stopping; 0 never stops early.
     """
 
-    embedding: Annotated[int, Field(ge=1)] = 8
+    embedding: Annotated[int, Field(ge=1)] = 4
     hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field((32, 8), min_length=1)
     embedding_std: Annotated[float, Field(ge=0)] = 0.1
     history: Literal["none", "light", "transformer"] = "light"
@@ -75,7 +78,7 @@ class PretrainSettings(StrictSettings):
     encoder_folds: Annotated[int, Field(ge=1)] = 4
     lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-3
     batch_size: Annotated[int, Field(ge=1)] = 1024
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
     epochs: Annotated[int, Field(ge=1)] = 50
     patience: Annotated[int, Field(ge=0)] = 3
 

@@ -108,7 +108,10 @@ class WholeMLP:
             product = split_times(user, x, weight) if layer == 0 else rows_times(x, weight)
             x = torch.relu(product + bias[:, None, :])
         head, bias = (blocks[self._name(f"head.{kind}")] for kind in ("weight", "bias"))
-        return (rows_times(x, head) + bias[:, None, :]).squeeze(-1), []
+        logits = rows_times(x, head) + bias[:, None, :]
+        if self._dense:
+            logits = logits + rows_times(batch.evidence, blocks[self._name("direct.weight")])
+        return logits.squeeze(-1), []
 
     def _name(self, name: str) -> str:
         return self.prefix + name
