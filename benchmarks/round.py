@@ -110,7 +110,7 @@ def engine(dataset: Dataset, foundation_path: Path, folder: str) -> tuple[Shard,
     foundation = load_foundation(foundation_path)
     method = FedPA(AdapterSettings())
     model = method.build(foundation, dataset, 0, CPU)
-    rows = method.rows(foundation, dataset, ShardRows.of(dataset, dtype=torch.float32, device=CPU))
+    rows = method.rows(foundation, dataset, ShardRows.of(dataset, dtype=torch.float32, device=CPU), None)
     store = Shard.new_store(model, rows, method.settings, Path(folder))
     return Shard(model, rows, method.settings, store, seed=0), Server(model.layout, torch.float32)
 

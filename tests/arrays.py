@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +91,7 @@ class ArrayDataset(Dataset):
     labels = property(lambda self: {"label": self.label, "other": ((self.label + self.item) % 2).astype(np.int8)})
     part = property(lambda self: self._rows["part"])
     time = property(lambda self: self._rows["time"])
+    _context = property(lambda self: ())  # none of the context features encodes a count
     group_sizes = property(lambda self: self._group_sizes)
     user_features = property(lambda self: _features(self._sizes, "user"))
     item_features = property(lambda self: _features(self._sizes, "item"))
@@ -229,8 +232,11 @@ def toy_engine(
     model = method.model(foundation, data, seed, CPU)
     limits = {"users_per_chunk": users_per_chunk, "rows_per_chunk": rows_per_chunk}
     shards = []
-    for number, users in enumerate([None] if divided is None else divided):
-        rows = method.rows(foundation, data, ShardRows.of(data, users, dtype=dtype, device=CPU))
+    every = [ShardRows.of(data, users, dtype=dtype, device=CPU) for users in ([None] if divided is None else divided)]
+    tallies = [found for rows in every if (found := method.tally(data, rows)) is not None]
+    tally = functools.reduce(operator.add, tallies) if tallies else None
+    for number, plain in enumerate(every):
+        rows = method.rows(foundation, data, plain, tally)
         room = folder / str(number)
         room.mkdir(parents=True)
         store = Shard.new_store(model, rows, settings, room)

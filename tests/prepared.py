@@ -18,7 +18,7 @@ from fedpa.models.pretrain import pretrain
 from fedpa.run import Run
 
 USERS, ITEMS = 300, 100
-QUICK: dict[str, Any] = {"rounds": 3, "patience": 0, "lr": 0.1}
+QUICK: dict[str, Any] = {"rounds": 3, "patience": 0, "lr": 0.1, "item_counts": 0}
 
 
 class Small(NamedTuple):

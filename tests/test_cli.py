@@ -21,7 +21,7 @@ from fedpa.models.pretrain import pretrain
 
 VERBS = (
     "data synth", "data download", "data describe", "data check", "prepare", "pretrain", "distill", "adapt", "evaluate",
-    "recommend", "forget", "import-reference", "methods", "tune", "compare", "reproduce", "demo",
+    "recommend", "export", "forget", "import-reference", "methods", "tune", "compare", "reproduce", "demo",
 )  # fmt: skip
 
 
@@ -292,6 +292,7 @@ def test_methods_lists_every_method() -> None:
         "gate",
         "group-lora",
         "item-bias",
+        "item-counts",
         "lora",
         "personal-embeddings",
         "prior",

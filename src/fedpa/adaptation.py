@@ -188,7 +188,7 @@ class _Rounds:
         self.settings = method.settings
         self.seed, self.device, self.room = seed, device, room
         rows = ShardRows.of(dataset, dtype=self.settings.torch_dtype, device=device)
-        self.rows = method.rows(foundation, dataset, rows)
+        self.rows = method.rows(foundation, dataset, rows, method.tally(dataset, rows))
         self.lines: list[dict[str, Any]] = []
         self.downlink = 0  # weights that a participant of the last round received for itself alone
 

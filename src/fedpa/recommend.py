@@ -156,7 +156,7 @@ class Recommender:
             users = None if local is None else np.array([local])
             blocks, tables = self.shard.assembly.catalogue(weights, users, np.array([number]), self.server.state)
             queries = _queries(np.array([number]), np.array([self._now]), *own, self._counts)
-            dense = self.inputs.read(self.dataset, queries)
+            dense = self._dense(queries)
             batch = catalogue_batch(tables, np.array([number]), self._items, context[None], dense)
             logits, gates = self.model.forward(blocks, batch)
             scores = torch.sigmoid(scored(logits)[0])
@@ -228,12 +228,16 @@ class Recommender:
             context = torch.cat([item_context, own[:, None, :].expand(-1, self.dataset.n_items, -1)], -1)
             numbers = self.shard.rows.users[block]
             blocks, tables = self.shard.assembly.catalogue(weights, block, numbers, self.server.state)
-            dense = self.inputs.read(self.dataset, queries)
+            dense = self._dense(queries)
             batch = catalogue_batch(tables, numbers, self._items.expand(size, -1), context, dense)
             return scored(self.model.forward(blocks, batch)[0])
 
     def _context(self, items: Tensor, user: Tensor) -> Tensor:
         return torch.cat([items, user.expand(len(items), -1)], -1)
+
+    def _dense(self, queries: Queries) -> Tensor | None:
+        found = self.inputs.read(self.dataset, queries)
+        return None if found is None else found.to(self.shard.dtype)
 
     def _own(self, number: int) -> tuple[Ints, Ints]:
         """All own rows but the randomly exposed ones, and clicks among them: what the device knows today."""

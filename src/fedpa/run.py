@@ -126,7 +126,7 @@ class Run:
     def rows(self) -> ShardRows:
         """Rows of the private users."""
         plain = self._plain_rows
-        return self.method.rows(self.foundation, self.dataset, plain)
+        return self.method.rows(self.foundation, self.dataset, plain, self.method.tally(self.dataset, plain))
 
     @cached_property
     def _plain_rows(self) -> ShardRows:
@@ -369,9 +369,7 @@ class Run:
             raise DataError(f"{self.dataset.path}: has no cold users", "prepare the data set with --cold-users")
         settings = self.method.settings.model_copy(update={"participation": 1.0})
         rows = ShardRows.cold(self.dataset, support, dtype=settings.torch_dtype, device=torch.device("cpu"))
-        if self.rows.tally is not None:
-            rows = rows.counted(self.dataset, self.rows.tally)
-        rows = self.method.rows(self.foundation, self.dataset, rows)
+        rows = self.method.rows(self.foundation, self.dataset, rows, self.rows.tally)
         if isinstance(self.method, Baseline):
             scores = self.method.scores(self.foundation, self.dataset, rows)
         else:

@@ -67,9 +67,7 @@ def shard_of_one(device: Exported, local: int, folder: Path) -> Shard:
     rows = ShardRows.of(
         run.dataset, run.rows.users[[local]], dtype=method.settings.torch_dtype, device=torch.device("cpu")
     )
-    if run.rows.tally is not None:
-        rows = rows.counted(run.dataset, run.rows.tally)
-    rows = method.rows(run.foundation, run.dataset, rows)
+    rows = method.rows(run.foundation, run.dataset, rows, run.rows.tally)
     store = Shard.new_store(run.model, rows, method.settings, folder)
     store.begin(np.array([0]), Shard.touched_rows(run.model, rows))
     store.write(np.array([0]), run.recommender.shard.store.read(np.array([local])))

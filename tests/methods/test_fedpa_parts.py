@@ -17,7 +17,7 @@ from fedpa.methods import compared_specs, title_of
 from fedpa.methods.fedpa import BEST, FedPA
 
 USERS, ITEMS = 12, 20
-SMALL: dict[str, Any] = {"rank": 2, "gate_hidden": (3, 2), "dtype": "float64", "item_counts": 0}
+SMALL: dict[str, Any] = {"rank": 2, "gate_hidden": (3, 2), "dtype": "float64"}
 
 LAYERS = range(2)
 USER_LORA = {f"layers.{layer}.user.{factor}" for layer in LAYERS for factor in "ab"}
@@ -147,6 +147,7 @@ WITHOUT: dict[str, tuple[dict[str, Any], set[str]]] = {
     "no-lora": ({"lora": False}, USER_LORA | GROUP_LORA | GATES),  # without branches there is nothing to weigh
     "no-wide": ({"wide": False}, WIDE),
     "no-item-bias": ({"item_bias": False}, {"item_bias"}),
+    "no-item-counts": ({"item_counts": 0}, set()),
     "no-user-bias": ({"personal_bias": False}, {"user_bias"}),
     "no-prior": ({"personal_decay": 0.0}, set()),
 }
@@ -188,6 +189,7 @@ def test_titles_of_the_rows() -> None:
         ("fedpa+no-personal-embeddings", "- without personal embeddings"),
         ("fedpa+no-wide", "- without the wide term"),
         ("fedpa+no-item-bias", "- without item biases"),
+        ("fedpa+no-item-counts", "- without everybody's item counts"),
         ("fedpa+no-user-bias", "- without the user's bias"),
         ("fedpa+no-prior", "- without the prior"),
     ]

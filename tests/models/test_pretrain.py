@@ -124,7 +124,7 @@ def test_mistakes_are_named(made: Small, tmp_path: Path, values: dict[str, Any],
 
 
 def test_other_widths(made: Small) -> None:
-    model = pretrain(made.dataset, embedding=3, hidden=(5,), **(QUICK | {"epochs": 1})).model
+    model = pretrain(made.dataset, **(QUICK | {"epochs": 1, "embedding": 3, "hidden": (5,)})).model
     assert [tuple(layer.get_parameter("weight").shape) for layer in model.layers] == [
         (5, model.width("user") + model.width("item") + model.width("context"))
     ]

@@ -40,7 +40,7 @@ def test_what_makes_a_preset_is_not_offered() -> None:
     assert shipped.of("fedpa+reference") == {}
     whole, repaired = shipped.of("fedpa"), shipped.of("fedpa+repaired")
     assert "personal_bias" not in whole
-    added = {"personal_decay", "table_mean", "table_prior", "wide_rate", "item_rate"}
+    added = {"personal_decay", "item_counts", "table_mean", "table_prior", "wide_rate", "item_rate"}
     assert added < whole.keys()
     assert repaired == {key: found for key, found in whole.items() if key not in added}
 
@@ -59,6 +59,7 @@ ON_THE_SERVER = {
     "proximal",
     "table_mean",
     "table_prior",
+    "item_counts",
 }
 
 
@@ -84,7 +85,7 @@ def test_what_a_graph_averages_is_not_chosen() -> None:
 
 
 STEPS = {"optimizer": "sgd", "lr": 0.1, "epochs": 2}
-TABLES = {"table_mean": "touched", "table_prior": 5.0}
+TABLES = {"table_mean": "touched", "table_prior": 5.0, "item_counts": 16}
 OWN = {"personal_bias": True, "personal_decay": 10.0}
 
 
@@ -101,7 +102,7 @@ OWN = {"personal_bias": True, "personal_decay": 10.0}
         ("ditto+foundation", {**STEPS, **OWN, **TABLES}),
         ("fedmf", {"epochs": 2, **OWN, **TABLES, "item_rate": 10.0}),
         # A rate of 10 lies outside of its own range, and so does a table's mean over those who touched it.
-        ("gpfedrec", {"epochs": 2, **OWN, "table_prior": 5.0}),
+        ("gpfedrec", {"epochs": 2, **OWN, "table_prior": 5.0, "item_counts": 16}),
     ],
 )
 def test_what_is_tried_beside_the_preset(spec: str, expected: dict[str, Any]) -> None:

@@ -63,6 +63,10 @@ class Tally:
 
         return cls(ends, sums(np.ones(len(place), np.bool_)), sums(label[counted] > 0))
 
+    def __add__(self, other: Tally) -> Tally:
+        """The counts of both sides' users."""
+        return Tally(self.ends, self.views + other.views, self.clicks + other.clicks)
+
     def at(self, time: Ints) -> Ints:
         """How many periods have ended by each instant."""
         return np.searchsorted(self.ends, time, side="right")

@@ -101,14 +101,18 @@ class Method(ABC):
             "use fedpa, local-only, fedit, ffa-lora, fedsa-lora, personal-lora, head-only, user-bias or biases",
         )
 
-    def rows(self, foundation: Foundation | None, dataset: Dataset, rows: ShardRows) -> ShardRows:
-        """Rows as the method reads them: with the user's past up to the cut or the row, and everybody's item counts."""
+    def tally(self, dataset: Dataset, rows: ShardRows) -> Tally | None:
+        """What the devices of a shard count before the first round, if anything; shards' counts add up."""
+        if not self.settings.item_counts:
+            return None
+        own = rows.items.cpu().numpy(), rows.time, rows.labels.cpu().numpy(), rows.part == Part.TRAIN
+        return Tally.of(dataset, self.settings.item_counts, *own)
+
+    def rows(self, foundation: Foundation | None, dataset: Dataset, rows: ShardRows, tally: Tally | None) -> ShardRows:
+        """Rows as the method reads them: the user's past up to the cut or up to each row, and everybody's counts."""
         if self.settings.history == "online":
             rows = rows.online(dataset)
-        if self.settings.item_counts and rows.tally is None:
-            own = rows.items.cpu().numpy(), rows.time, rows.labels.cpu().numpy(), rows.part == Part.TRAIN
-            rows = rows.counted(dataset, Tally.of(dataset, self.settings.item_counts, *own))
-        return rows
+        return rows if tally is None else rows.counted(dataset, tally)
 
     @property
     def inputs(self) -> str:
@@ -142,9 +146,9 @@ class FederatedMethod(LocalRule, Method):
     what happens before scoring (`before_scoring`), and the aggregation and the downlink (`server`).
     """
 
-    def rows(self, foundation: Foundation | None, dataset: Dataset, rows: ShardRows) -> ShardRows:
+    def rows(self, foundation: Foundation | None, dataset: Dataset, rows: ShardRows, tally: Tally | None) -> ShardRows:
         """The same, with what the foundation's reader says of every row."""
-        rows = super().rows(foundation, dataset, rows)
+        rows = super().rows(foundation, dataset, rows, tally)
         if isinstance(foundation, Wrapped):
             return foundation.rows(dataset, rows)
         return rows if foundation is None else foundation.inputs.shard_rows(dataset, rows)

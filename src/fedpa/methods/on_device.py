@@ -52,7 +52,9 @@ class LocalOnly(FedPA):
 
     name = "local-only"
     family: ClassVar[Family] = "device"
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"default": {**BEST, "groups": (), "item_bias": False}}
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "default": {**BEST, "groups": (), "item_bias": False, "item_counts": 0}
+    }
     compared: ClassVar[Mapping[str, str]] = {"default": "local-only adapters"}
     held: ClassVar[Mapping[str, tuple[str, ...]]] = {"default": ("item_bias",)}
     follows: ClassVar[Mapping[str, str]] = {}

@@ -25,6 +25,7 @@ _ON_THE_SERVER = (
     "server_momentum",
     "proximal",
     "table_mean",
+    "item_counts",
     "table_prior",
 )
 

@@ -209,7 +209,7 @@ def test_one_named_label_is_as_none() -> None:
     found = fedpa.wrap(made(DCN, on), ["cross.*"], labels=("label",))
     found.check(on)
     rows = ShardRows.of(on, dtype=torch.float32, device=CPU)
-    assert method(found).rows(found, on, rows).every_label is None
+    assert method(found).rows(found, on, rows, None).every_label is None
 
 
 def test_nothing_to_train_is_an_error() -> None:

@@ -50,7 +50,7 @@ def result(folder: Path, case: str, *, divided: list[Array] | None = None, round
     """Everything that a division could change, as bytes."""
     on = uneven()
     found = wrapped(case, on)
-    chosen = method(found, batch_size=16, participation=0.7, weighting="rows", item_bias=True, rank=2)
+    chosen = method(found, batch_size=16, participation=0.7, weighting="rows", item_bias=True, rank=2, item_counts=0)
     engine = toy_engine(folder, on, chosen, foundation=found, divided=divided, **limits)
     uploads = [engine.round(number) for number in range(rounds)]
     return {

@@ -27,7 +27,23 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 class Sequences(NamedTuple):
-    """Windows of users' pasts [windows, length], and rows to predict at their prefixes, window by window [rows]."""
+    """Windows of users' pasts, and the rows to predict at their prefixes, window by window.
+
+    Attributes
+    ----------
+    items, clicked, gaps : Tensor
+        What was interacted with [windows, length], as `Windows.events` gives it.
+    ends : Tensor
+        How many of them there are [windows].
+    first : Tensor
+        The first row of each window, and at last the number of rows [windows + 1].
+    prefix, target : Tensor
+        How many interactions a row may read, and its item [rows].
+    light : Tensor
+        The light reader's evidence [rows, width].
+    label : Tensor
+        [rows, ...].
+    """
 
     items: Tensor
     clicked: Tensor
