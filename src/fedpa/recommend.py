@@ -237,7 +237,7 @@ class Recommender:
 
     def _dense(self, queries: Queries) -> Tensor | None:
         found = self.inputs.read(self.dataset, queries)
-        return None if found is None else found.to(self.shard.dtype)
+        return found if found is None or not found.is_floating_point() else found.to(self.shard.dtype)
 
     def _own(self, number: int) -> tuple[Ints, Ints]:
         """All own rows but the randomly exposed ones, and clicks among them: what the device knows today."""

@@ -47,6 +47,7 @@ LACKS: dict[str, tuple[str, Any]] = {
     "no-personal-embeddings": ("personal_embedding", False),
     "no-wide": ("wide", False),
     "no-item-bias": ("item_bias", False),
+    "no-item-counts": ("item_counts", 0),
     "no-user-bias": ("personal_bias", False),
     "no-prior": ("personal_decay", 0.0),
 }

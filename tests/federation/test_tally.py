@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -22,7 +24,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Small:
     return small(tmp_path_factory)
 
 
-def shard_rows(data: Dataset, users: np.ndarray | None = None) -> ShardRows:  # type: ignore[type-arg]
+def shard_rows(data: Dataset, users: np.ndarray | None = None) -> ShardRows:
     return ShardRows.of(data, users, dtype=torch.float32, device=torch.device("cpu"))
 
 
@@ -77,10 +79,14 @@ def test_labels_after_the_cut_are_not_counted(made: Small) -> None:
     assert (one.clicks == other.clicks).all()
 
 
-def test_a_run_scores_with_them_and_says_what_they_cost(made: Small, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_run_scores_with_them_and_says_what_they_cost(
+    made: Small, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     foundation = reading(tmp_path_factory)
-    run = adapt(foundation, made.dataset, method="foundation", item_counts=PERIODS)
-    without = adapt(foundation, made.dataset, method="foundation")
+    run, without = (
+        adapt(foundation, made.dataset, out=tmp_path / str(periods), method="foundation", item_counts=periods)
+        for periods in (PERIODS, 0)
+    )
     assert run.summary["bytes_item_counts_per_user"] == 8 * PERIODS * made.dataset.n_items
     assert without.summary["bytes_item_counts_per_user"] == 0
     assert not np.array_equal(run.scores, without.scores)

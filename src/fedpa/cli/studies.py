@@ -80,6 +80,10 @@ def compare(
         Path | None, typer.Option("--chosen", metavar="FILE", help="The chosen.yaml that `fedpa tune` wrote.")
     ] = None,
     set_: Set = None,
+    pretraining: Annotated[
+        list[str] | None,
+        typer.Option("--pretrain", metavar="KEY=VALUE", help="A setting of the foundations; may be repeated."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Compare methods on the same users, rows and seeds; run again to go on or to retry what failed."""
@@ -99,6 +103,7 @@ def compare(
         draws=draws,
         tuned=tuned if chosen is None else chosen,
         settings=parse_assignments(set_ or []),
+        pretraining=parse_assignments(pretraining or []),
         progress=watched(),
         say=lambda line: typer.echo(line, err=True),
     )

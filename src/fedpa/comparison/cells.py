@@ -42,7 +42,9 @@ class Cell(NamedTuple):
         return f"{self.task} {self.spec} seed {self.seed}"
 
 
-def fingerprint(cell: Cell, dataset: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+def fingerprint(
+    cell: Cell, dataset: str, settings: Mapping[str, Any], pretraining: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """All that a cell's numbers depend on, as its file notes it.
 
     Parameters
@@ -52,6 +54,8 @@ def fingerprint(cell: Cell, dataset: str, settings: Mapping[str, Any]) -> dict[s
         Hash of the data set of the cell's task.
     settings : mapping
         Settings over the method's preset.
+    pretraining : mapping, optional
+        Of the foundation, over the defaults.
 
     Raises
     ------
@@ -62,6 +66,7 @@ def fingerprint(cell: Cell, dataset: str, settings: Mapping[str, Any]) -> dict[s
     configured = find_method(name).configured(preset, settings)
     found = {
         **cell._asdict(),
+        **({"pretraining": dict(pretraining)} if pretraining else {}),
         "dataset": dataset,
         "settings": configured.settings.model_dump(mode="json"),
         "fedpa": version("fedpa"),

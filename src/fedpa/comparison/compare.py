@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shlex
@@ -21,6 +22,7 @@ from fedpa.comparison.results import Results
 from fedpa.comparison.workers import Outcome, Workers
 from fedpa.data.dataset import Dataset
 from fedpa.errors import ConfigError
+from fedpa.models.pretrain import PretrainSettings
 from fedpa.tuning.chosen import data_name, read_chosen
 
 __all__ = ["compare"]
@@ -37,6 +39,7 @@ def compare(
     draws: int = 4000,
     tuned: Path | str | bool = True,
     settings: Mapping[str, Any] | None = None,
+    pretraining: Mapping[str, Any] | None = None,
     progress: bool = False,
     say: Say = lambda line: None,
 ) -> Results:
@@ -67,6 +70,8 @@ def compare(
         there are none, and with False, the preset's.
     settings : mapping, optional
         Over all others, for every method that has the setting.
+    pretraining : mapping, optional
+        Settings of `fedpa.pretrain` for the foundations.
     progress : bool
         Draw a bar on standard error.
     say : callable
@@ -80,7 +85,7 @@ def compare(
     Raises
     ------
     ConfigError
-        If a method, task or setting is unknown.
+        If a method, task or setting is unknown or invalid.
     ArtifactError
         If `out` is something else or in use.
     KeyboardInterrupt
@@ -91,13 +96,14 @@ def compare(
     _check(tasks, seeds, jobs, draws)
     # Before the folder is made; `plan` reads both again.
     applicable(settings or {}, specs)
+    PretrainSettings.checked(pretraining or {}, "pretraining")
     if not isinstance(tuned, bool):
         read_chosen(Path(tuned))
     with claimed(out, "comparison") as scratch:
         datasets = {task: task_dataset(dataset, task, out / "work", say) for task in tasks}
-        planned = plan(specs, datasets, seeds, data_name(dataset), tuned, settings or {})
+        planned = plan(specs, datasets, seeds, data_name(dataset), tuned, settings or {}, pretraining)
         with Workers(jobs or len(os.sched_getaffinity(0))) as workers:
-            work = _Work(planned, datasets, out, scratch, workers, say)
+            work = _Work(planned, datasets, pretraining or {}, out, scratch, workers, say)
             failed = work.run(progress)
         say(f"comparing {len(specs)} methods")
         named = "all" if methods == "all" else ",".join(specs)
@@ -106,6 +112,8 @@ def compare(
         command += [] if tuned is True else ["--presets"] if tuned is False else ["--chosen", str(tuned)]
         for name, value in (settings or {}).items():
             command += ["--set", f"{name}={json.dumps(value)}"]
+        for name, value in (pretraining or {}).items():
+            command += ["--pretrain", f"{name}={json.dumps(value)}"]
         return gather(out, planned, datasets, draws=draws, failed=failed, command=shlex.join(command))
 
 
@@ -126,13 +134,14 @@ class _Work:
         self,
         planned: Sequence[Planned],
         datasets: Mapping[str, Dataset],
+        pretraining: Mapping[str, Any],
         out: Path,
         scratch: Path,
         workers: Workers,
         say: Say,
     ) -> None:
         self.planned, self.datasets, self.out, self.scratch = planned, datasets, out, scratch
-        self.workers, self.say = workers, say
+        self.workers, self.say, self.pretraining = workers, say, dict(pretraining)
         self.cells = Cells(out / "cells")
         self.waiting = [one for one in planned if not self.cells.is_finished(one.cell, one.fingerprint)]
         self.foundations = sorted({(one.cell.task, one.cell.seed) for one in self.waiting if one.needs_foundation})
@@ -142,7 +151,10 @@ class _Work:
 
     def foundation(self, task: str, seed: int) -> Path:
         """Where the foundation of a task and seed is, or is to be."""
-        return self.out / "work" / self.datasets[task].hash[:12] / f"foundation-{task}-{seed}"
+        name = f"foundation-{task}-{seed}"
+        if self.pretraining:
+            name += "-" + hashlib.sha256(json.dumps(self.pretraining, sort_keys=True).encode()).hexdigest()[:8]
+        return self.out / "work" / self.datasets[task].hash[:12] / name
 
     def run(self, progress: bool) -> dict[str, str]:
         """Measure what is missing; return what failed and why."""
@@ -191,7 +203,7 @@ class _Work:
             task, seed = key = self.foundations.pop(0)
             self.running[key] = None
             data = str(self.datasets[task].path.resolve())
-            self.workers.submit(key, make_foundation, data, str(self.foundation(task, seed)), seed)
+            self.workers.submit(key, make_foundation, data, str(self.foundation(task, seed)), seed, self.pretraining)
         self.waiting.sort(key=self._seconds, reverse=True)
         for one in list(self.waiting):
             if not self.workers.free:

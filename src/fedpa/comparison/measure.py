@@ -57,9 +57,9 @@ def _dataset(path: str) -> Dataset:
     return load_dataset(path)
 
 
-def make_foundation(dataset: str, out: str, seed: int) -> None:
+def make_foundation(dataset: str, out: str, seed: int, settings: Mapping[str, Any] | None = None) -> None:
     """Pre-train a foundation into a folder that does not exist yet."""
-    pretrain(_dataset(dataset), out=out, seed=seed)
+    pretrain(_dataset(dataset), out=out, seed=seed, **settings or {})
 
 
 def time_a_round(dataset: str, scratch: str) -> dict[str, float]:

@@ -125,6 +125,7 @@ def plan(
     source: str,
     tuned: Path | str | bool,
     settings: Mapping[str, Any],
+    pretraining: Mapping[str, Any] | None = None,
 ) -> list[Planned]:
     """All cells, task by task and method by method.
 
@@ -149,5 +150,5 @@ def plan(
             values |= mine[spec]
             for seed in range(seeds if getattr(method, "seeds_matter", True) else 1):
                 cell = Cell(task, spec, seed)
-                found.append(Planned(cell, values, chosen, fingerprint(cell, dataset.hash, values)))
+                found.append(Planned(cell, values, chosen, fingerprint(cell, dataset.hash, values, pretraining)))
     return found

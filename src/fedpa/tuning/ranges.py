@@ -146,6 +146,8 @@ class Ranges:
         full = method.configured(preset, {}).settings.model_dump()
         fields = method.settings_type.model_fields
         narrowed = self._methods.get(name, {})
+        if method.family == "device":  # nothing is uploaded
+            held = (*held, *_ON_THE_SERVER)
         wanted = {
             key: value
             for key, value in self._tried.items()
