@@ -24,7 +24,7 @@ from fedpa import Foundation, adapt, distill, load_dataset, pretrain
 from fedpa.data.dataset import Dataset
 from fedpa.federation.rows import ShardRows
 
-TEACHER: Mapping[str, Any] = {"history": "transformer", "encoder_folds": 2}
+TEACHER: Mapping[str, Any] = {"reader": "transformer", "encoder_folds": 2}
 STUDENTS: Mapping[str, Mapping[str, Any]] = {
     "full": {},
     "1/2": {"encoder_width": 16},

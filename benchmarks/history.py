@@ -27,7 +27,7 @@ from fedpa.evaluation.significance import compare_clicks
 from fedpa.models.history import LightHistory
 
 COUNTS: dict[str, Any] = {"item_counts": 16}
-PLAIN: dict[str, Any] = {"history": "none", "item_embedding": False}
+PLAIN: dict[str, Any] = {"reader": "none", "item_embedding": False}
 TREES, COUNTED_TREES = "trees, everybody's rows", "trees, everybody's rows and item counts"
 Scores = npt.NDArray[np.float32]
 
@@ -57,7 +57,7 @@ def rows(study: Study, seed: int) -> None:
         study.add(TREES, adapt(None, data, method="trees"))
         study.add(COUNTED_TREES, adapt(None, data, method="trees", **COUNTS))
         study.add("two counters, running", adapt(None, data, method="two-counters", history="online"))
-    kinds: dict[str, dict[str, Any]] = {"no past": PLAIN, "light": {}, "transformer": {"history": "transformer"}}
+    kinds: dict[str, dict[str, Any]] = {"no past": PLAIN, "light": {}, "transformer": {"reader": "transformer"}}
     for title, settings in kinds.items():
         foundation = study.pretrained(title, data, seed, settings)
         study.add(f"{title}: frozen", adapt(foundation, data, method="foundation"))

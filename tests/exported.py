@@ -20,8 +20,8 @@ from score_on_device import Scorer
 from train_on_device import Device
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-LIGHT: dict[str, Any] = {"history": "light", "item_embedding": True, "half_life": 20.0}
-PLAIN: dict[str, Any] = {"history": "none", "item_embedding": False}
+LIGHT: dict[str, Any] = {"reader": "light", "item_embedding": True, "half_life": 20.0}
+PLAIN: dict[str, Any] = {"reader": "none", "item_embedding": False}
 
 
 class Exported(NamedTuple):

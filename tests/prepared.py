@@ -45,7 +45,7 @@ def _small(folder: Path, features: Literal["causal", "reference"], seed: int) ->
     source = open_source("kuairand-pure", folder / "raw")
     dataset = prepare(source, folder / "dataset", features=features, cold_users=0.2)
     # The published backbone: readers of pasts have tests of their own.
-    plain: dict[str, Any] = {"history": "none", "item_embedding": False, "embedding": 8, "weight_decay": 0.0}
+    plain: dict[str, Any] = {"reader": "none", "item_embedding": False, "embedding": 8, "weight_decay": 0.0}
     foundation = pretrain(dataset, out=folder / "foundation", epochs=4, lr=0.01, batch_size=256, **plain)
     return Small(dataset, foundation, folder)
 

@@ -26,7 +26,7 @@ def test_a_finished_cell_is_finished_for_its_fingerprint_alone(tmp_path: Path) -
     assert cells.is_finished(CELL, fingerprint(CELL, "abc", {}))
     assert not cells.is_finished(CELL, fingerprint(CELL, "abd", {}))
     assert not cells.is_finished(CELL, fingerprint(CELL, "abc", {"lr": 0.5}))
-    assert not cells.is_finished(CELL, fingerprint(CELL, "abc", {}, {"history": "none"}))
+    assert not cells.is_finished(CELL, fingerprint(CELL, "abc", {}, {"reader": "none"}))
     assert cells.arrays(CELL)["scores"].tolist() == [0.25, 0.5]
     assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["1.json", "1.npz"]
 

@@ -22,7 +22,7 @@ from fedpa.models.pretrain import pretrain
 from fedpa.run import Run, load_run
 from prepared import Small, small
 
-PLAIN: dict[str, Any] = {"history": "none", "item_embedding": False, "embedding": 8, "weight_decay": 0.0}
+PLAIN: dict[str, Any] = {"reader": "none", "item_embedding": False, "embedding": 8, "weight_decay": 0.0}
 QUICK: dict[str, Any] = {"epochs": 5, "lr": 0.01, "batch_size": 128, **PLAIN}
 CPU = torch.device("cpu")
 

@@ -22,7 +22,7 @@ from fedpa.models.pretrain import pretrain
 from prepared import Small, small
 
 QUICK: dict[str, Any] = {
-    "history": "none",
+    "reader": "none",
     "item_embedding": False,
     "embedding": 4,
     "hidden": (8, 4),
@@ -30,7 +30,7 @@ QUICK: dict[str, Any] = {
     "lr": 0.01,
     "batch_size": 256,
 }
-ENCODER: dict[str, Any] = {"history": "transformer", "taste_width": 0, "encoder_width": 8, "encoder_folds": 1}
+ENCODER: dict[str, Any] = {"reader": "transformer", "taste_width": 0, "encoder_width": 8, "encoder_folds": 1}
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +182,7 @@ def test_a_mixing_weight_above_one(made: Small) -> None:
 
 def test_on_the_command_line(made: Small, tmp_path: Path) -> None:
     config = tmp_path / "student.yaml"
-    config.write_text("history: none\nembedding: 2\nhidden: [8, 4]\nepochs: 1\nmixing: 0.5\n")
+    config.write_text("reader: none\nembedding: 2\nhidden: [8, 4]\nepochs: 1\nmixing: 0.5\n")
     arguments = ("distill", made.foundation_path, made.dataset.path, "--to", config)
     found = answer(*arguments, "--set", "mixing=0.8", "--out", tmp_path / "student")
     assert found["distilled"]["teacher"] == made.foundation.hash

@@ -20,7 +20,7 @@ from fedpa.models.mlp import MLP
 from fedpa.models.pretrain import _balance, pretrain
 from prepared import Small, small
 
-PLAIN: dict[str, Any] = {"history": "none", "item_embedding": False, "embedding": 8, "weight_decay": 0.0}
+PLAIN: dict[str, Any] = {"reader": "none", "item_embedding": False, "embedding": 8, "weight_decay": 0.0}
 QUICK: dict[str, Any] = {"epochs": 3, "lr": 0.01, "batch_size": 256, **PLAIN}
 
 

@@ -62,10 +62,10 @@ def inputs_of(
     """
     known = dataset.item_ids.gather(np.unique(dataset.item[dataset.rows(Part.FOUNDATION)]))
     item_ids = known if settings.item_embedding else None
-    if settings.history == "none":
+    if settings.reader == "none":
         return Learned(Inputs(None, item_ids), {})
     light, facts = _light(dataset, settings, seed)
-    if settings.history == "light":
+    if settings.reader == "light":
         return Learned(Inputs(light, item_ids), facts)
     if settings.encoder_width % settings.encoder_heads:
         raise ConfigError(

@@ -29,7 +29,7 @@ __all__ = ["PretrainSettings", "fit_backbone", "pretrain", "train_foundation", "
 class PretrainSettings(StrictSettings):
     """Settings of pre-training.
 
-    The published backbone is ``history=none``, ``item_embedding=false``, ``embedding=8``, ``weight_decay=0``; widths of
+    The published backbone is ``reader=none``, ``item_embedding=false``, ``embedding=8``, ``weight_decay=0``; widths of
     layers, learning rate and batch size are the published ones.
 
     Attributes
@@ -38,7 +38,7 @@ class PretrainSettings(StrictSettings):
         Width of every embedding and of each layer.
     embedding_std : float
         Spread of the embeddings' random start.
-    history : {"none", "light", "transformer"}
+    reader : {"none", "light", "transformer"}
         What reads a user's past: nothing but the two counters, `fedpa.models.history.LightHistory`, or that and a
         transformer, `fedpa.models.history.TransformerHistory`, which is trained first.
     half_life : float or None
@@ -65,7 +65,7 @@ class PretrainSettings(StrictSettings):
     embedding: Annotated[int, Field(ge=1)] = 4
     hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field((32, 8), min_length=1)
     embedding_std: Annotated[float, Field(ge=0)] = 0.1
-    history: Literal["none", "light", "transformer"] = "light"
+    reader: Literal["none", "light", "transformer"] = "light"
     half_life: Annotated[float, Field(gt=0)] | None = None
     taste_width: Annotated[int, Field(ge=0)] = 4
     item_embedding: bool = True
@@ -157,7 +157,7 @@ def train_foundation(
         As in `pretrain`.
     """
     place = open_device(device)
-    with progress_bar("history", chosen.epochs, progress and chosen.history == "transformer") as advance:
+    with progress_bar("history", chosen.epochs, progress and chosen.reader == "transformer") as advance:
         learned = inputs_of(dataset, opened, judged, chosen, loss=loss, seed=seed, device=place, advance=advance)
     inputs = learned.inputs
     train = inputs.coded(dataset, opened, place, learned.evidence)

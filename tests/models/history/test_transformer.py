@@ -27,7 +27,7 @@ from fedpa.models.pretrain import PretrainSettings, pretrain
 from prepared import Small, small
 
 ENCODER: dict[str, Any] = {
-    "history": "transformer",
+    "reader": "transformer",
     "taste_width": 0,
     "encoder_width": 8,
     "encoder_length": 10,

@@ -27,7 +27,7 @@ class HistoryReader(Protocol):
 
     @property
     def name(self) -> str:
-        """As in the setting ``history``."""
+        """As in the setting ``reader``."""
         ...
 
     @property
