@@ -80,7 +80,7 @@ def ablations(study: Study, seed: int) -> None:
         "without item embeddings": study.pretrained("items", data, seed, {"item_embedding": False}),
     }
     for title, prefix in (("rates per kind of item", None), ("item and user rates", ("item_", "user_"))):
-        with mock.patch("fedpa.models.pretrain.LightHistory", without(prefix)):
+        with mock.patch("fedpa.models.learned.LightHistory", without(prefix)):
             found[f"without {title}"] = study.pretrained(title, data, seed, {})
     for title, foundation in found.items():
         study.add(f"frozen, {title}", adapt(foundation, data, method="foundation", **COUNTS))
