@@ -2,9 +2,9 @@
 
     python benchmarks/ceiling.py --dataset SYNTHETIC --users 2000 --items 1000 --seed 1
 
-The observer knows every item's latent, the drift of popularity and the tastes of groups, as `fedpa data synth` drew them
-with the same arguments, and infers a user's taste and readiness to click from its training and validation rows alone: the
-most probable weights of a logistic regression under the very prior that they were drawn from.
+The observer knows every item's latent, the drift of popularity and the tastes of groups, as `fedpa data synth` drew
+them with the same arguments, and infers a user's taste and readiness to click from its training and validation rows
+alone: the most probable weights of a logistic regression under the very prior that they were drawn from.
 """
 
 from __future__ import annotations
