@@ -274,7 +274,7 @@ class Synthetic:
     """The few things that a model asks of a data set."""
 
     def __init__(self, user_codes: Any, item_codes: Any) -> None:
-        self.user_codes, self.item_codes = user_codes, item_codes
+        self.user_codes, self.item_codes, self.n_items = user_codes, item_codes, len(item_codes)
         self.manifest = {"settings": {"features": "reference"}}
         self.groups = {"follow": user_codes[:, 3], "register": user_codes[:, 6]}
         self.group_sizes = {"follow": 8, "register": 8}
