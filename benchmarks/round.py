@@ -42,6 +42,7 @@ from fedpa.models.history import LightHistory
 from fedpa.models.history.taste import Taste
 from fedpa.models.inputs import Inputs
 from fedpa.models.mlp import MLP
+from memory import peak_memory
 from plain_loop import train_user
 
 CPU = torch.device("cpu")
@@ -262,12 +263,6 @@ def one_size(users: int) -> dict[str, Any]:
             "seconds_reading_pasts": reading,
             "rss_bytes": peak_memory(),
         }
-
-
-def peak_memory() -> int:
-    """Peak resident memory of this process alone, in bytes (Linux)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
 
 
 class Synthetic:

@@ -32,6 +32,7 @@ from fedpa.methods.fedpa import FedPA
 from fedpa.models.wrap.model import WrappedModel
 from fedpa.models.wrap.rows import Rows, RowSource
 from fedpa.models.wrap.wrapped import Wrapped
+from memory import peak_memory
 
 CPU = torch.device("cpu")
 ROWS_EACH, TOKENS, ITEMS = 8, 8, 500
@@ -167,12 +168,6 @@ def some_rows(users: int, data: Synthetic, rng: np.random.Generator) -> ShardRow
         open_views=none,
         open_clicks=none,
     )
-
-
-def peak_memory() -> int:
-    """Peak resident memory of this process alone, in bytes (Linux)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from fedpa.data.dataset import Dataset, Part
@@ -20,6 +19,7 @@ from fedpa.models.history.fit import Loss
 from fedpa.models.inputs import ITEM_ID, CodedRows, Examples, Inputs, open_examples
 from fedpa.models.learned import inputs_of
 from fedpa.models.mlp import MLP
+from fedpa.models.snapshot import snapshot
 from fedpa.progress import progress_bar
 from fedpa.settings import StrictSettings
 
@@ -233,13 +233,13 @@ def fit_backbone(
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
     best_loss, best_auc = _held_out(model, held_out) if start_counts else (float("inf"), None)
-    best, best_epoch, stale, epoch = _copy(model), 0, 0, 0
+    best, best_epoch, stale, epoch = snapshot(model), 0, 0, 0
     for epoch in range(1, settings.epochs + 1):
         _epoch(model, optimizer, train, settings.batch_size, loss, generator(seed, "pretrain/shuffle", epoch))
         found, value = _held_out(model, held_out)
         advance(f"held-out logloss {found:.4f}")
         if found < best_loss:
-            best, best_loss, best_auc, best_epoch, stale = _copy(model), found, value, epoch, 0
+            best, best_loss, best_auc, best_epoch, stale = snapshot(model), found, value, epoch, 0
         else:
             stale += 1
             if settings.patience and stale >= settings.patience:
@@ -290,7 +290,3 @@ def _held_out(model: MLP, rows: CodedRows) -> tuple[float, float | None]:
         logits = torch.cat([model(*piece[:4]) for piece in rows.pieces()])
         loss = float(binary_cross_entropy_with_logits(logits, rows.label))
     return loss, auc(rows.label.cpu().numpy(), logits.cpu().numpy())
-
-
-def _copy(model: MLP) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in model.state_dict().items()}

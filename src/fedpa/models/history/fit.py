@@ -17,6 +17,7 @@ from fedpa.evaluation.metrics import auc
 from fedpa.models.history.encoder import Encoder
 from fedpa.models.history.transformer import TransformerHistory
 from fedpa.models.history.windows import Windows
+from fedpa.models.snapshot import snapshot
 
 if TYPE_CHECKING:
     from fedpa.models.pretrain import PretrainSettings
@@ -158,7 +159,7 @@ def fit_encoder(
     rows, judged = (Sequences.of(reader, past, kinds, *part).to(device) for part in (train, held_out))
     codes = torch.from_numpy(reader.encoded(kinds)).to(device)
     size = max(1, settings.batch_size * len(rows.ends) // len(rows.label))
-    best = _copy(reader.encoder)
+    best = snapshot(reader.encoder)
     best_loss, best_auc, best_epoch, epoch = float("inf"), None, 0, 0
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(derive_seed(seed, "history/fit"))
@@ -176,7 +177,7 @@ def fit_encoder(
             advance(f"held-out logloss {found:.4f}")
             if found < best_loss:
                 best_loss, best_auc, best_epoch = found, found_auc, epoch
-                best = _copy(reader.encoder)
+                best = snapshot(reader.encoder)
             elif settings.patience and epoch - best_epoch >= settings.patience:
                 break
     reader.encoder.load_state_dict(best)
@@ -191,7 +192,3 @@ def _held_out(model: _Clicks, rows: Sequences, size: int) -> tuple[float, float 
         logits, labels = (torch.cat([piece[side] for piece in pieces]) for side in (0, 1))
         loss = float(binary_cross_entropy_with_logits(logits, labels))
     return loss, auc(labels.cpu().numpy(), logits.cpu().numpy())
-
-
-def _copy(encoder: Encoder) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in encoder.state_dict().items()}

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fedpa.data.dataset import Dataset
 from fedpa.data.past import Past, Queries
+from fedpa.data.statistics import smoothed_rate
 from fedpa.models.history.reader import Floats
 from fedpa.models.history.taste import Taste
 
@@ -173,8 +174,10 @@ class LightHistory:
     ) -> Floats:
         overall = (queries.all_clicks + 1.0) / (queries.all_views + 2.0)
         prior = overall[:, None]
-        item = (queries.item_clicks + ITEM_STRENGTH * prior) / (queries.item_views + ITEM_STRENGTH)
-        own = (queries.clicks + USER_STRENGTH * overall) / (queries.views + USER_STRENGTH)
+        opened = queries.all_clicks, queries.all_views
+        every = queries.all_clicks[:, None], queries.all_views[:, None]
+        item = smoothed_rate(queries.item_clicks, queries.item_views, *every, ITEM_STRENGTH)
+        own = smoothed_rate(queries.clicks, queries.views, *opened, USER_STRENGTH)
         columns = [
             _logit(item) - _logit(prior),
             np.log1p(queries.item_views),

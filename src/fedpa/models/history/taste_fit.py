@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from fedpa.data.past import Past, Queries
+from fedpa.data.statistics import smoothed_rate
 from fedpa.draws import derive_seed, generator
 from fedpa.models.history.light import ITEM_STRENGTH
 from fedpa.models.history.taste import Taste
+from fedpa.models.snapshot import snapshot
 
 __all__ = ["fit_taste"]
 
@@ -72,7 +74,7 @@ def fit_taste(
     both = nn.ModuleList([taste, clicks])
     optimizer = torch.optim.Adam(both.parameters(), lr=_LR)
     rows, judged = _by_user(*train), _by_user(*held_out)
-    best, best_loss, best_epoch, stale, epoch = _copy(both), float("inf"), 0, 0, 0
+    best, best_loss, best_epoch, stale, epoch = snapshot(both), float("inf"), 0, 0, 0
     for epoch in range(1, _EPOCHS + 1):
         order = torch.randperm(len(rows), generator=generator(seed, "taste/shuffle", epoch)).tolist()
         for begin in range(0, len(order), _USERS):
@@ -87,7 +89,7 @@ def fit_taste(
             ]
         value = float(sum(loss for loss, _ in pieces)) / sum(count for _, count in pieces)
         if value < best_loss:
-            best, best_loss, best_epoch, stale = _copy(both), value, epoch, 0
+            best, best_loss, best_epoch, stale = snapshot(both), value, epoch, 0
         else:
             stale += 1
             if stale >= _PATIENCE:
@@ -101,8 +103,8 @@ _Rows = tuple[int, NDArray[np.integer], NDArray[np.integer], NDArray[np.floating
 
 def _by_user(queries: Queries, label: NDArray[np.integer]) -> list[_Rows]:
     """One entry per user: the user, and views, item, log-odds of the item's click rate, and label of its rows."""
-    overall = (queries.all_clicks + 1) / (queries.all_views + 2)
-    item = (queries.item_clicks[:, 0] + ITEM_STRENGTH * overall) / (queries.item_views[:, 0] + ITEM_STRENGTH)
+    opened = queries.all_clicks, queries.all_views
+    item = smoothed_rate(queries.item_clicks[:, 0], queries.item_views[:, 0], *opened, ITEM_STRENGTH)
     rate = np.log(item / (1 - item))
     cut = np.flatnonzero(np.diff(queries.user)) + 1
     columns = (queries.views, queries.items[:, 0], rate, label)
@@ -131,7 +133,3 @@ def _loss(taste: Taste, clicks: _Clicks, past: Past, codes: Tensor, users: list[
     vector, _ = taste.items(candidate)
     logits = clicks(candidate + taste.get_buffer("offsets"), rate.float()) + (weights * vector).sum(-1)
     return binary_cross_entropy_with_logits(logits, label.float(), reduction="sum"), len(label)
-
-
-def _copy(module: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in module.state_dict().items()}
