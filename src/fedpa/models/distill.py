@@ -18,7 +18,7 @@ from fedpa.data.dataset import Dataset, Part
 from fedpa.data.past import Queries
 from fedpa.draws import derive_seed
 from fedpa.models.foundation import Foundation
-from fedpa.models.history.fit import Loss
+from fedpa.models.history.encoder_fit import Loss
 from fedpa.models.inputs import Examples, open_examples
 from fedpa.models.pretrain import PretrainSettings, train_foundation
 

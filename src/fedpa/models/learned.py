@@ -13,7 +13,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from fedpa.data.dataset import Dataset, Part
 from fedpa.errors import ConfigError
 from fedpa.models.history import LightHistory
-from fedpa.models.history.fit import Loss
+from fedpa.models.history.encoder_fit import Loss
 from fedpa.models.history.learn import learn_transformer
 from fedpa.models.history.taste import Taste
 from fedpa.models.history.taste_fit import fit_taste

@@ -15,7 +15,7 @@ from fedpa.device import open_device
 from fedpa.draws import derive_seed, generator
 from fedpa.evaluation.metrics import auc
 from fedpa.models.foundation import Foundation
-from fedpa.models.history.fit import Loss
+from fedpa.models.history.encoder_fit import Loss
 from fedpa.models.inputs import ITEM_ID, CodedRows, Examples, Inputs, open_examples
 from fedpa.models.learned import inputs_of
 from fedpa.models.mlp import MLP

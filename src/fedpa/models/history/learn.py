@@ -14,7 +14,7 @@ from torch import Tensor
 from fedpa.data.dataset import Dataset
 from fedpa.data.past import Queries
 from fedpa.draws import derive_seed, uniform, user_keys
-from fedpa.models.history.fit import Loss, fit_encoder
+from fedpa.models.history.encoder_fit import Loss, fit_encoder
 from fedpa.models.history.light import LightHistory
 from fedpa.models.history.transformer import TransformerHistory
 
