@@ -134,7 +134,7 @@ def test_values_are_those_of_scikit_learn(run: Run) -> None:
         here = rows.part == part
         y, p = rows.labels.numpy()[here].astype(int), run.scores[here].astype(float)
         found = run.summary["splits"][name]
-        assert found["auc"] == pytest.approx(roc_auc_score(y, p), abs=1e-9)
+        assert found["auc"] == pytest.approx(roc_auc_score(y, p), abs=1e-4)  # from 10,000 bins of the score
         assert found["logloss"] == pytest.approx(sklearn_log_loss(y, p), abs=1e-6)
         weighted = [
             ((rows.user[here] == user).sum(), roc_auc_score(y[rows.user[here] == user], p[rows.user[here] == user]))

@@ -2,42 +2,42 @@
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
 import json
-import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
-import numpy.typing as npt
 import safetensors.torch
-import torch
-import yaml
 
-from fedpa.artifacts import FORMAT_VERSION, publish, write_json
-from fedpa.data.dataset import Dataset, Part
+from fedpa.artifacts import FORMAT_VERSION, to_json
+from fedpa.data.dataset import Dataset, load_dataset
 from fedpa.device import open_device
-from fedpa.errors import ConfigError
-from fedpa.evaluation.metrics import auc, gauc, log_loss
-from fedpa.federation.device import DeviceStore
+from fedpa.drivers.driver import Driver, Plan
+from fedpa.drivers.local import LocalDriver
+from fedpa.durable import replace
+from fedpa.errors import ArtifactError, ConfigError
+from fedpa.federation.coordinator import Coordinator, Outcome, checkpoints, round_line, split_values
+from fedpa.federation.device import gather
+from fedpa.federation.node import SPLITS, divided, split_sums
 from fedpa.federation.rows import ShardRows
-from fedpa.federation.server import FRACTION_BITS, Server, Upload
-from fedpa.federation.shard import Shard
+from fedpa.federation.rule import AdaptedModel
+from fedpa.federation.server import Upload
 from fedpa.methods import Baseline, FederatedMethod, Method, find_method
 from fedpa.models.foundation import Foundation
-from fedpa.models.wrap.wrapped import limits_of
+from fedpa.models.wrap.source import open_foundation
 from fedpa.own_code import absolute, is_own_code
 from fedpa.progress import progress_bar
 from fedpa.run import Run
+from fedpa.unfinished import claimed, finish, new_room, read_config, room_of, write_config
 
-__all__ = ["adapt", "split_values"]
+__all__ = ["adapt", "resume"]
 
-_SPLITS = {"train": Part.TRAIN, "val": Part.VAL, "test": Part.TEST}
-Values = dict[str, dict[str, float | None]]
+DRIVERS = ("local", "ray")
 
 
 def adapt(
@@ -52,6 +52,11 @@ def adapt(
     overwrite: bool = False,
     progress: bool = False,
     foundation_path: Path | str | None = None,
+    driver: str = "local",
+    shards: int = 1,
+    address: str | None = None,
+    deadline: float | None = None,
+    keep_rounds: int = 2,
     **settings: Any,
 ) -> Run:
     """Adapt a foundation to private users.
@@ -79,6 +84,16 @@ def adapt(
     foundation_path : path, optional
         Where `foundation` was loaded from, or ``my_file.py:build`` for a wrapped module, noted in the run so that it
         can be found again.
+    driver : {"local", "ray"}
+        Where shards are: in this process, or in actors of Ray (extra ``fedpa[ray]``); the result is equal to the bit.
+    shards : int
+        Into how many shards the users are divided.
+    address : str, optional
+        Of a Ray cluster that is there already; by default Ray is started on this machine.
+    deadline : float, optional
+        Seconds that a shard on Ray has for its part of a round, after which the round goes on without it.
+    keep_rounds : int
+        How many of the last rounds can be gone back to, beside the best one; at least 2.
     **settings
         Fields of the method's settings, over the preset.
 
@@ -92,54 +107,113 @@ def adapt(
     ConfigError
         If the method, preset, device or a setting is unknown or invalid.
     ArtifactError
-        If the foundation does not fit the data set, or `out` exists.
+        If the foundation does not fit the data set, `out` exists, or an unfinished run of its name does.
     """
     chosen = find_method(method).configured(preset, settings, foundation)
     if foundation is None and chosen.reads_foundation:
         raise ConfigError(f"method {chosen.name}: needs a foundation", "pretrain one or load one with load_foundation")
     if foundation is not None:
         foundation.check(dataset)
-    place = open_device(device)
-    keep: tempfile.TemporaryDirectory[str] | None = None
-    if out is None:
-        keep = tempfile.TemporaryDirectory(prefix="fedpa-")
-        target = Path(keep.name) / "run"
-    else:
-        target = Path(out)
-    with publish(target, overwrite=overwrite) as room:
-        config = {
-            "method": absolute(method) if is_own_code(method) else method,
-            "preset": preset,
-            "seed": seed,
-            "settings": chosen.settings.model_dump(mode="json"),
-            "label": dataset.label_name,
-            "dataset": {"path": str(dataset.path.resolve()), "hash": dataset.hash},
-            "foundation": None
-            if foundation is None
-            else {
-                "path": _noted(foundation_path),
-                "hash": foundation.hash,
-            },
-            "fedpa": version("fedpa"),
-        }
-        (room / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=True), encoding="utf-8")
-        rounds = _Rounds(chosen, foundation, dataset, seed, place, room)
-        summary = rounds.run(progress)
-        write_json(
-            room / "summary.json",
-            {
-                "kind": "run",
-                "format_version": FORMAT_VERSION,
-                "dataset": dataset.manifest["source"],
-                "method": chosen.name,
-                "preset": preset,
-                "seed": seed,
-                **summary,
-            },
+    open_device(device)
+    keep = tempfile.TemporaryDirectory(prefix="fedpa-") if out is None else None
+    target = Path(out if keep is None else f"{keep.name}/run")  # type: ignore[arg-type]
+    config = {
+        "method": absolute(method) if is_own_code(method) else method,
+        "preset": preset,
+        "seed": seed,
+        "settings": chosen.settings.model_dump(mode="json"),
+        "label": dataset.label_name,
+        "dataset": {"path": str(dataset.path.resolve()), "hash": dataset.hash},
+        "foundation": None if foundation is None else {"path": _noted(foundation_path), "hash": foundation.hash},
+        "engine": {
+            "driver": driver,
+            "shards": shards,
+            "address": address,
+            "deadline": deadline,
+            "device": device,
+            "keep_rounds": keep_rounds,
+        },
+        "fedpa": version("fedpa"),
+    }
+    job = _Job(room_of(target), config, chosen, foundation, dataset, sync=keep is None)
+    job.check()
+    room = new_room(target, overwrite=overwrite)
+    with claimed(room):
+        write_config(room, config)
+        return job.run(target, progress, keep)
+
+
+def resume(
+    out: Path | str,
+    *,
+    foundation: Foundation | None = None,
+    dataset: Dataset | None = None,
+    progress: bool = False,
+) -> Run:
+    """Go on with a run that was stopped, from its last completed round.
+
+    Parameters
+    ----------
+    out : path
+        The folder that the run was to become.
+    foundation, dataset : optional
+        Used instead of the ones whose paths the run noted; their hashes must be the run's.
+    progress : bool
+        Draw a bar on standard error.
+
+    Returns
+    -------
+    Run
+        To the bit the one that an uninterrupted run would have become.
+
+    Raises
+    ------
+    ArtifactError
+        If there is no unfinished run, or another process works on it, or no round of it is whole.
+    """
+    target = Path(out)
+    room = room_of(target)
+    if not room.is_dir():
+        found = "the run is finished" if target.is_dir() else "there is no such run"
+        raise ArtifactError(f"{target}: nothing to resume, {found}", f"an unfinished run is a folder {room.name}")
+    config = read_config(room)
+    method = _method_of(config, room)
+    data = dataset or load_dataset(Path(config["dataset"]["path"]))
+    noted = config["foundation"]
+    if noted is not None and foundation is None:
+        if noted["path"] is None:
+            raise ArtifactError(f"{room}: the foundation was never saved", "give it: resume(path, foundation=...)")
+        foundation = open_foundation(noted["path"])
+    same(config, data, foundation, room)
+    job = _Job(room, config, method, foundation, data)
+    with claimed(room):
+        return job.run(target, progress)
+
+
+def same(config: dict[str, Any], dataset: Dataset, foundation: Foundation | None, where: Path) -> None:
+    """Refuse a data set or a foundation that is not the one of a run.
+
+    Raises
+    ------
+    ArtifactError
+    """
+    if dataset.hash != config["dataset"]["hash"]:
+        raise ArtifactError(
+            f"{dataset.path}: is not the data set of {where} (hash {dataset.hash[:12]}, the run has "
+            f"{config['dataset']['hash'][:12]})",
+            "give the data set that the run was made with, or adapt again",
         )
-    run = Run(target, foundation=foundation, dataset=dataset)
-    run.temporary = keep
-    return run
+    if foundation is not None and foundation.hash != config["foundation"]["hash"]:
+        raise ArtifactError(
+            f"{where}: its adapters belong to foundation {config['foundation']['hash'][:12]}, found "
+            f"{foundation.hash[:12]}",
+            "give the foundation that the run was made with, or adapt again",
+        )
+
+
+def _method_of(config: dict[str, Any], where: Path) -> Method:
+    found = find_method(config["method"])
+    return found(found.settings_type.checked(config["settings"], str(where / "config.yaml")))
 
 
 def _noted(foundation_path: Path | str | None) -> str | None:
@@ -149,161 +223,149 @@ def _noted(foundation_path: Path | str | None) -> str | None:
     return absolute(str(foundation_path)) if is_own_code(str(foundation_path)) else str(Path(foundation_path).resolve())
 
 
-def split_values(rows: ShardRows, scores: npt.NDArray[np.floating]) -> Values:
-    """AUC, GAUC and log-loss of the three splits; None where a split lacks rows or a class."""
-    labels = rows.labels.cpu().numpy().astype(np.int8)
-    found: Values = {}
-    for name, part in _SPLITS.items():
-        here = rows.part == part
-        y, s = labels[here], scores[here]
-        found[name] = {
-            "auc": auc(y, s),
-            "gauc": gauc(rows.user[here], y, s).value,
-            "logloss": log_loss(y, s) if len(y) else None,
-        }
-    return found
+@dataclass
+class _Job:
+    """What is adapted to what, how, and where."""
 
+    room: Path
+    config: dict[str, Any]
+    method: Method
+    foundation: Foundation | None
+    dataset: Dataset
+    sync: bool = True
 
-def _selected(values: dict[str, float | None], select: str) -> float | None:
-    """The validation value that picks the best round."""
-    if select != "mean":
-        return values[select]
-    pooled, within = values["auc"], values["gauc"]
-    return None if pooled is None or within is None else (pooled + within) / 2
+    def check(self) -> None:
+        """Refuse what the drivers cannot do.
 
+        Raises
+        ------
+        ConfigError
+        """
+        engine = self.config["engine"]
+        driver, shards = engine["driver"], engine["shards"]
+        if driver not in DRIVERS:
+            raise ConfigError(f"driver {driver!r}: expected one of {', '.join(DRIVERS)}", "Flower has its own commands")
+        private = len(divided(self.dataset, 1)[0])
+        if not 1 <= shards <= max(1, private):
+            raise ConfigError(f"shards: expected 1 to {private}, the number of private users, found {shards}")
+        if isinstance(self.method, Baseline) and (driver != "local" or shards != 1):
+            raise ConfigError(f"method {self.method.name}: has no federation, so there is nothing to divide")
+        if driver == "local" and (engine["address"] or engine["deadline"]):
+            raise ConfigError("address and deadline: are for nodes elsewhere", "leave them out or choose driver ray")
+        if driver != "local" and self.foundation is not None and self.config["foundation"]["path"] is None:
+            raise ConfigError("the foundation was never saved, and other processes have to load it", "save it first")
 
-class _Rounds:
-    """The loop: train, aggregate, evaluate, keep the best."""
-
-    def __init__(
-        self,
-        method: Method,
-        foundation: Foundation | None,
-        dataset: Dataset,
-        seed: int,
-        device: torch.device,
-        room: Path,
-    ) -> None:
-        self.method, self.foundation, self.dataset = method, foundation, dataset
-        self.settings = method.settings
-        self.seed, self.device, self.room = seed, device, room
-        rows = ShardRows.of(dataset, dtype=self.settings.torch_dtype, device=device)
-        self.rows = method.rows(foundation, dataset, rows, method.tally(dataset, rows))
-        self.lines: list[dict[str, Any]] = []
-        self.downlink = 0  # weights that a participant of the last round received for itself alone
-
-    def run(self, progress: bool) -> dict[str, Any]:
-        """Run to the end and return the summary."""
+    def run(self, target: Path, progress: bool, keep: tempfile.TemporaryDirectory[str] | None = None) -> Run:
+        """Run to the end and give the folder its name."""
+        rows = ShardRows.of(
+            self.dataset, dtype=self.method.settings.torch_dtype, device=open_device(self.config["engine"]["device"])
+        )
         if isinstance(self.method, Baseline):
-            begin = time.perf_counter()
-            self.method.fit(self.foundation, self.dataset, self.rows, seed=self.seed, folder=self.room)
-            self.method.open(self.room)
-            fitted = time.perf_counter()
-            values = split_values(self.rows, self.method.scores(self.foundation, self.dataset, self.rows))
-            self._note(0, None, values, fitted - begin, time.perf_counter() - fitted)
-            return self._summary(0, {}, interrupted=False)
-        return self._federated(cast(FederatedMethod, self.method), progress)
-
-    def _federated(self, method: FederatedMethod, progress: bool) -> dict[str, Any]:
-        settings = self.settings
-        model = method.model(self.foundation, self.dataset, self.seed, self.device)
-        server = method.server(model.layout)
-        with self._store_folder() as folder:
-            store = Shard.new_store(model, self.rows, settings, folder)
-            limits = limits_of(self.foundation)
-            shard = Shard(model, self.rows, settings, store, seed=self.seed, rule=method, **limits)
-            best_state, best_round = list(server.state), 0
-            best = self._evaluate(shard, server, 0, None, 0.0)
-            stale, interrupted = 0, False
-            with progress_bar(f"adapt ({method.name})", settings.rounds, progress) as advance:
-                try:
-                    for number in range(1, settings.rounds + 1):
-                        begin = time.perf_counter()
-                        sent = {one.table for one in server.downlink}
-                        self.downlink = sum(t.parameter.size for t in model.layout.tables if t.name in sent)
-                        upload = shard.round(server.state, number, server.downlink)
-                        server.step(upload)
-                        value = self._evaluate(shard, server, number, upload, time.perf_counter() - begin)
-                        advance(f"val {settings.select} {abs(value):.4f}")
-                        if value > best:
-                            best, best_round, best_state, stale = value, number, list(server.state), 0
-                            store.mark_best()
-                        else:
-                            stale += 1
-                        if settings.patience and stale >= settings.patience:
-                            break
-                except KeyboardInterrupt:
-                    interrupted = True
-            server.state = best_state
-            self._save(server, store)
-        return self._summary(best_round, model.layout.sizes_by_scope(), interrupted=interrupted)
-
-    def _evaluate(self, shard: Shard, server: Server, number: int, upload: Upload | None, seconds: float) -> float:
-        """Note a round and return its validation value, higher is better."""
-        begin = time.perf_counter()
-        values = split_values(self.rows, shard.scores(server.state))
-        self._note(number, upload, values, seconds, time.perf_counter() - begin)
-        found = _selected(values["val"], self.settings.select)
-        if found is None:
-            found, sign = values["val"]["logloss"], -1.0
+            summary = self._baseline(self.method, rows)
         else:
-            sign = -1.0 if self.settings.select == "logloss" else 1.0
-        return float(number) if found is None else sign * found
+            summary = self._federated(cast(FederatedMethod, self.method), progress)
+        content = {
+            "kind": "run",
+            "format_version": FORMAT_VERSION,
+            "dataset": self.dataset.manifest["source"],
+            "method": self.method.name,
+            "preset": self.config["preset"],
+            "seed": self.config["seed"],
+            "private_users": len(rows.users),
+            **summary,
+        }
+        replace(self.room / "summary.json", to_json(content).encode(), sync=self.sync)
+        finish(self.room, target, sync=self.sync)
+        run = Run(target, foundation=self.foundation, dataset=self.dataset)
+        run.temporary = keep
+        return run
 
-    def _note(self, number: int, upload: Upload | None, values: Values, train: float, evaluate: float) -> None:
-        upload = upload or Upload([], [])
-        participants = upload.participants
-        size = self.settings.torch_dtype.itemsize
-        unit = 2.0 ** -FRACTION_BITS[self.settings.torch_dtype]
-        line = {
-            "round": number,
-            "participants": participants,
-            "train_loss": upload.loss * unit / participants if participants else None,
-            "seconds_train": round(train, 4),
-            "seconds_eval": round(evaluate, 4),
-            "bytes_up": upload.weights_up * size,
-            "bytes_down": (upload.weights_down + self.downlink * participants) * size,
+    def _baseline(self, method: Baseline, plain: ShardRows) -> dict[str, Any]:
+        rows = method.rows(self.foundation, self.dataset, plain, method.tally(self.dataset, plain))
+        begin = time.perf_counter()
+        method.fit(self.foundation, self.dataset, rows, seed=self.config["seed"], folder=self.room)
+        method.open(self.room)
+        fitted = time.perf_counter()
+        values = split_values(split_sums(rows, method.scores(self.foundation, self.dataset, rows)))
+        line = round_line(0, Upload([], []), method.settings, fitted - begin) | {
+            "seconds_eval": round(time.perf_counter() - fitted, 4),
             **values,
         }
-        self.lines.append(line)
-        with (self.room / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        return self._summary(Outcome(0, [], {}, [line], interrupted=False), {})
 
-    def _summary(self, best_round: int, scopes: dict[str, int], *, interrupted: bool) -> dict[str, Any]:
-        best = next(line for line in self.lines if line["round"] == best_round)
-        rounds = [line for line in self.lines if line["participants"]]
+    def _federated(self, method: FederatedMethod, progress: bool) -> dict[str, Any]:
+        engine = self.config["engine"]
+        model = method.model(self.foundation, self.dataset, self.config["seed"], open_device(engine["device"]))
+        server = method.server(model.layout)
+        driver = self._driver(model)
+        try:
+            coordinator = Coordinator(
+                server,
+                driver,
+                method.settings,
+                self.room,
+                run=hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()[:16],
+                keep_rounds=engine["keep_rounds"],
+                sync=self.sync,
+            )
+            with progress_bar(f"adapt ({method.name})", method.settings.rounds, progress) as advance:
+                outcome = coordinator.run(advance)
+        finally:
+            driver.close()
+        server.state = outcome.state
+        # One key: safetensors writes several in a random order.
+        label = {"foundation": self.foundation.hash if self.foundation else ""}
+        named = safetensors.torch.save(server.named(), label)
+        replace(self.room / "shared.safetensors", named, sync=self.sync)
+        folders = [self._plan.node_folder(node) for node in sorted(driver.nodes)]
+        best = [folder / f"{outcome.generations.get(node, 0):06d}" for node, folder in enumerate(folders)]
+        gather(best, self.room, sync=self.sync)
+        return self._summary(outcome, model.layout.sizes_by_scope())
+
+    def _driver(self, model: AdaptedModel) -> Driver:
+        plan = self._plan
+        if self.config["engine"]["driver"] == "ray":
+            from fedpa.drivers.ray import RayDriver
+
+            engine = self.config["engine"]
+            return RayDriver(plan, address=engine["address"], deadline=engine["deadline"])
+        known: dict[str, Any] = {"dataset": self.dataset, "foundation": self.foundation, "model": model}
+        return LocalDriver([plan.node(index, **known) for index in range(plan.shards)])
+
+    @cached_property
+    def _plan(self) -> Plan:
+        noted = self.config["foundation"]
+        return Plan(
+            method=self.config["method"],
+            settings=self.config["settings"],
+            dataset=self.config["dataset"]["path"],
+            foundation=None if noted is None else noted["path"],
+            seed=self.config["seed"],
+            shards=self.config["engine"]["shards"],
+            folder=str(checkpoints(self.room).resolve()),
+            device=self.config["engine"]["device"],
+            sync=self.sync,
+        )
+
+    def _summary(self, outcome: Outcome, scopes: dict[str, int]) -> dict[str, Any]:
+        text = "".join(json.dumps(line) + "\n" for line in outcome.lines)
+        replace(self.room / "metrics.jsonl", text.encode(), sync=self.sync)
+        best = next(line for line in outcome.lines if line["round"] == outcome.best_round)
+        rounds = [line for line in outcome.lines if line["participants"]]
         took_part = sum(line["participants"] for line in rounds)
         return {
-            "best_round": best_round,
-            "rounds": len(self.lines) - 1,
-            "splits": {name: best[name] for name in _SPLITS},
+            "best_round": outcome.best_round,
+            "rounds": len(outcome.lines) - 1,
+            "splits": {name: best[name] for name in SPLITS},
             "seconds_per_round": sum(r["seconds_train"] + r["seconds_eval"] for r in rounds) / max(1, len(rounds)),
             "bytes_up_per_user_round": sum(r["bytes_up"] for r in rounds) / max(1, took_part),
             "bytes_down_per_user_round": sum(r["bytes_down"] for r in rounds) / max(1, took_part),
-            "bytes_item_counts_per_user": self._counted(),
+            "bytes_item_counts_per_user": 8 * self.method.settings.item_counts * self.dataset.n_items,
             "parameters": scopes | {"frozen": self._frozen() + scopes.get("frozen", 0)},
-            "private_users": len(self.rows.users),
-            "interrupted": interrupted,
+            "interrupted": outcome.interrupted,
         }
-
-    def _counted(self) -> int:
-        """Bytes that a device sends once, before the first round: two numbers per item and period."""
-        return 0 if self.rows.tally is None else 8 * len(self.rows.tally.ends) * self.dataset.n_items
 
     def _frozen(self) -> int:
         if self.foundation is None:
             return 0
         return sum(p.numel() for p in self.foundation.model.parameters())
-
-    def _save(self, server: Server, store: DeviceStore) -> None:
-        # One key: safetensors writes several in a random order.
-        label = {"foundation": self.foundation.hash if self.foundation else ""}
-        safetensors.torch.save_file(server.named(), self.room / "shared.safetensors", label)
-        store.save(self.room)
-
-    @contextlib.contextmanager
-    def _store_folder(self) -> Iterator[Path]:
-        folder = self.room / "store"
-        folder.mkdir()
-        yield folder
-        shutil.rmtree(folder)

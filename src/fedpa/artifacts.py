@@ -15,7 +15,17 @@ from typing import Any
 
 from fedpa.errors import ArtifactError
 
-__all__ = ["FORMAT_VERSION", "publish", "read_manifest", "replace_file", "sha256", "write_json"]
+__all__ = [
+    "FORMAT_VERSION",
+    "explained",
+    "publish",
+    "read_manifest",
+    "replace_file",
+    "sha256",
+    "take_place",
+    "to_json",
+    "write_json",
+]
 
 FORMAT_VERSION = 1
 """Version of every folder that this package writes; another version is refused by name."""
@@ -27,9 +37,14 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def to_json(content: object) -> str:
+    """JSON with sorted keys, so that equal content gives equal bytes."""
+    return json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n"
+
+
 def write_json(path: Path, content: object) -> None:
-    """Write JSON with sorted keys, so that equal content gives equal bytes."""
-    path.write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+    """Write JSON as `to_json` gives it."""
+    path.write_text(to_json(content), encoding="utf-8")
 
 
 def read_manifest(folder: Path, kind: str, name: str = "manifest.json") -> dict[str, Any]:
@@ -99,18 +114,23 @@ def publish(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
     except OSError as error:
         raise ArtifactError(f"{out.parent}: cannot write here ({error.strerror})") from error
     try:
-        with _explained(out):
+        with explained(out):
             yield room
         room.chmod(0o777 & ~_umask())
-        if out.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".old", dir=out.parent))
-            out.rename(old / "old")
-            room.rename(out)
-            shutil.rmtree(old)
-        else:
-            room.rename(out)
+        take_place(room, out)
     finally:
         shutil.rmtree(room, ignore_errors=True)
+
+
+def take_place(room: Path, out: Path) -> None:
+    """Give a complete folder its name, in place of the one that has it, if there is one."""
+    if out.exists():
+        old = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".old", dir=out.parent))
+        out.rename(old / "old")
+        room.rename(out)
+        shutil.rmtree(old)
+    else:
+        room.rename(out)
 
 
 @contextlib.contextmanager
@@ -126,7 +146,7 @@ def replace_file(path: Path) -> Iterator[Path]:
     """
     fresh = path.with_name(f".{path.name}.new")
     try:
-        with _explained(path):
+        with explained(path):
             yield fresh
             fresh.replace(path)
     finally:
@@ -134,8 +154,10 @@ def replace_file(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _explained(out: Path) -> Iterator[None]:
-    """Turn a failure to write into an error that names what was being written."""
+def explained(
+    out: Path, fix: str = "free some space or choose another folder; nothing was left half-written"
+) -> Iterator[None]:
+    """Turn a failure to write into an error that names what was being written and says what to do."""
     try:
         yield
     except Exception as error:
@@ -144,7 +166,7 @@ def _explained(out: Path) -> Iterator[None]:
             raise
         raise ArtifactError(
             f"{out}: could not be written ({getattr(error, 'strerror', None) or error})",
-            "free some space or choose another folder; nothing was left half-written",
+            fix,
         ) from error
 
 

@@ -15,7 +15,6 @@ import polars as pl
 import safetensors
 import safetensors.torch
 import torch
-import yaml
 
 from fedpa.artifacts import read_manifest, replace_file, write_json
 from fedpa.data.dataset import COLD, Dataset, Part
@@ -34,6 +33,7 @@ from fedpa.models.wrap.source import open_foundation
 from fedpa.models.wrap.wrapped import limits_of
 from fedpa.recommend import CatalogueScorer, Recommendation, Recommender
 from fedpa.settings import Settings
+from fedpa.unfinished import read_config
 
 if TYPE_CHECKING:
     from fedpa.evaluation.leave_one_out import LeaveOneOut
@@ -42,7 +42,6 @@ __all__ = ["Run", "load_run"]
 
 PARTS = ("train", "val", "test", "unbiased")
 _SUPPORT = (0, 1, 3, 5)
-_KEYS = ("method", "seed", "settings", "dataset", "foundation")
 
 
 class Run:
@@ -66,13 +65,7 @@ class Run:
     def __init__(self, path: Path, *, foundation: Foundation | None = None, dataset: Dataset | None = None) -> None:
         self.path = path
         self.summary: dict[str, Any] = read_manifest(path, "run", "summary.json")
-        try:
-            self.config: dict[str, Any] = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ArtifactError(f"{path / 'config.yaml'}: cannot be read ({error})", "adapt again") from error
-        absent = [key for key in _KEYS if not isinstance(self.config, dict) or key not in self.config]
-        if absent:
-            raise ArtifactError(f"{path / 'config.yaml'}: lacks {', '.join(absent)}", "adapt again")
+        self.config: dict[str, Any] = read_config(path)
         self.temporary: tempfile.TemporaryDirectory[str] | None = None
         self._foundation, self._dataset = foundation, dataset
 

@@ -5,20 +5,25 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fedpa.artifacts import replace_file
+from fedpa.durable import link, rename
+from fedpa.errors import ArtifactError
+from fedpa.federation.generations import Draft, Generations
 from fedpa.federation.parameters import Layout
 from fedpa.federation.store import Generation, PersonalStore
 from fedpa.federation.touched import TouchedRows
 from fedpa.settings import Settings
 
-__all__ = ["DeviceStore"]
+__all__ = ["DeviceStore", "gather"]
 
 Ints = npt.NDArray[np.int64]
 Values = npt.NDArray[np.floating]
+_NOTHING = -1
 
 
 class DeviceStore:
@@ -33,11 +38,27 @@ class DeviceStore:
     users : PersonalStore
     tables : mapping of str to PersonalStore
         By name of the table.
+    generations : Generations, optional
+        Where rounds are written; without it there is nothing to write to.
+
+    Attributes
+    ----------
+    keep : frozenset of int
+        Generations that a round does not remove, beside the one that it reads.
+    about : dict
+        JSON that is noted with every generation.
     """
 
-    def __init__(self, users: PersonalStore, tables: Mapping[str, PersonalStore]) -> None:
+    def __init__(
+        self, users: PersonalStore, tables: Mapping[str, PersonalStore], generations: Generations | None = None
+    ) -> None:
         self.users = users
         self.tables = dict(tables)
+        self.keep: frozenset[int] = frozenset()
+        self.about: dict[str, Any] = {}
+        self._generations = generations
+        self._current = _NOTHING
+        self._draft: Draft | None = None
 
     @staticmethod
     def columns(layout: Layout, settings: Settings) -> dict[str, int]:
@@ -70,20 +91,23 @@ class DeviceStore:
         touched: Mapping[str, TouchedRows],
         users: int,
         settings: Settings,
+        *,
+        sync: bool = False,
     ) -> DeviceStore:
-        """Files of zeros in an empty folder; the header of the users' names the columns."""
+        """A store of zeros, whose rounds are generations in a folder; the header of the users' file names the columns.
+
+        With `sync` they outlive a crash of the machine.
+        """
         personal = layout.personal.parameters if layout.personal else ()
         columns = {p.name: "x".join(map(str, p.shape)) for p in personal}
         kinds = cls.columns(layout, settings)
         columns |= {f"({kind})": str(size) for kind, size in kinds.items() if size and kind != "personal"}
-        store = PersonalStore(folder, users, sum(kinds.values()), settings.dtype, columns)
-        tables = {}
-        for name, width in cls.table_columns(layout, settings).items():
-            room = folder / f"table-{name}"
-            room.mkdir()
-            pairs = int(touched[name].pairs[-1])
-            tables[name] = PersonalStore(room, pairs, width, settings.dtype, {name: str(width)})
-        return cls(store, tables)
+        tables = {
+            name: PersonalStore(int(touched[name].pairs[-1]), width, settings.dtype, {name: str(width)})
+            for name, width in cls.table_columns(layout, settings).items()
+        }
+        store = PersonalStore(users, sum(kinds.values()), settings.dtype, columns)
+        return cls(store, tables, Generations(folder, "what devices keep", sync=sync))
 
     @classmethod
     def open(
@@ -114,21 +138,52 @@ class DeviceStore:
         """Where a run keeps the rows of a table."""
         return folder / f"personal-{name}.safetensors"
 
-    def save(self, folder: Path) -> None:
-        """Move the best generation into a run folder."""
-        for store, path in self._files(folder).values():
-            if store.size:
-                store.best.flush()
-                store.best.path.rename(path)
+    def held(self) -> dict[int, dict[str, Any]]:
+        """The undamaged generations, with what was noted."""
+        return self._written().good()
 
-    def erase(self, folder: Path, user: int, touched: Mapping[str, TouchedRows]) -> int:
-        """Write zeros over everything of one user in a run folder; returns how many weights were not zero."""
+    def begin_with_zeros(self, touched: Mapping[str, TouchedRows]) -> None:
+        """Write generation 0, that of users who never took part, unless there are others already."""
+        if not self._written().numbers():
+            self.begin(np.zeros(0, np.int64), touched, 0)
+            self.commit()
+
+    def at(self, number: int) -> None:
+        """Read from a generation, whose bytes are checked.
+
+        Raises
+        ------
+        ArtifactError
+            If it is missing or damaged.
+        """
+        if number == self._current:
+            return
+        generations = self._written()
+        generations.about(number)
+        for store, path in self._files(generations.path(number)).values():
+            store.open(path)
+        self._current = number
+
+    def erase(self, folder: Path, user: int, touched: Mapping[str, TouchedRows], *, first: int = 0) -> int:
+        """Write zeros over everything of one user in a folder's files; returns how many weights were not zero.
+
+        Parameters
+        ----------
+        folder : Path
+            Of a finished run, or of a generation that is being written.
+        user : int
+            Local number of the user.
+        touched : mapping of str to TouchedRows
+            Of all users of the run.
+        first : int
+            The local number of the folder's first user.
+        """
         erased = 0
         for name, (store, path) in self._files(folder).items():
             if not store.size:
                 continue
             own = np.array([user])
-            rows = own if name is None else touched[name].stored(own)
+            rows = own - first if name is None else touched[name].stored(own) - touched[name].pairs[first]
             with replace_file(path) as fresh:
                 shutil.copyfile(path, fresh)
                 file = Generation(fresh, writable=True)
@@ -158,40 +213,67 @@ class DeviceStore:
         count = touched.trained[users]
         self.tables[name].write(touched.stored(users), values[np.arange(values.shape[1]) < count[:, None]])
 
-    def begin(self, writers: Ints, touched: Mapping[str, TouchedRows]) -> None:
-        """Open the next generation; every user but the `writers` keeps its values."""
-        self.users.begin(writers)
-        for name, store in self.tables.items():
-            store.begin(touched[name].stored(writers))
+    def begin(self, writers: Ints, touched: Mapping[str, TouchedRows], number: int) -> None:
+        """Open generation `number`; every user but the `writers` keeps its values. Those not in `keep` are removed."""
+        generations = self._written()
+        generations.keep(self.keep | {self._current})
+        self._draft = generations.draft(number)
+        for name, (store, path) in self._files(self._draft.path).items():
+            store.begin(path, writers if name is None else touched[name].stored(writers))
 
     def write(self, rows: Ints, values: Values) -> None:
         """Write all columns of some users."""
         self.users.write(rows, values)
 
     def commit(self) -> None:
-        """Make the generation that was written the current one."""
-        for store in self._stores():
-            store.commit()
-
-    def mark_best(self) -> None:
-        """Keep the current generation as the best."""
-        for store in self._stores():
-            store.mark_best()
-
-    @property
-    def best(self) -> Generation:
-        """The users' best generation."""
-        return self.users.best
+        """Make the generation that was written the current one, for good."""
+        if self._draft is None:
+            raise ArtifactError("the store of devices was committed outside a round")
+        folder = self._draft.publish(self.about)
+        self._current, self._draft = self._draft.number, None
+        for store, path in self._files(folder).values():
+            store.open(path)
 
     @property
     def size(self) -> int:
         """Columns of a user."""
         return self.users.size
 
-    def _stores(self) -> Sequence[PersonalStore]:
-        return (self.users, *self.tables.values())
+    def _written(self) -> Generations:
+        if self._generations is None:
+            raise ArtifactError("the store of a finished run is only read")
+        return self._generations
 
     def _files(self, folder: Path) -> dict[str | None, tuple[PersonalStore, Path]]:
         """The stores and their files in a run folder, by table; None is the users' own."""
         found: dict[str | None, tuple[PersonalStore, Path]] = {None: (self.users, folder / "personal.safetensors")}
         return found | {name: (store, self.table_file(folder, name)) for name, store in self.tables.items()}
+
+
+def gather(folders: Sequence[Path], target: Path, *, sync: bool = True) -> None:
+    """Put the generations of a run's nodes together, in the order of their users.
+
+    Parameters
+    ----------
+    folders : sequence of Path
+        One generation of each node.
+    target : Path
+        The run's folder.
+    sync : bool
+        Whether the files outlive a crash of the machine.
+    """
+    for path in sorted(folders[0].glob("personal*.safetensors")):
+        if len(folders) == 1:
+            link(path, target / path.name, sync=sync)
+            continue
+        parts = [Generation(folder / path.name) for folder in folders]
+        users, fresh = sum(part.shape[0] for part in parts), target / f".{path.name}.new"
+        fresh.unlink(missing_ok=True)
+        whole = Generation.create(fresh, users, parts[0].shape[1], parts[0].dtype.name, parts[0].metadata)
+        begin = 0
+        for part in parts:
+            whole.copy_rows(part, np.arange(part.shape[0]), begin)
+            begin += part.shape[0]
+        if sync:
+            whole.flush()
+        rename(fresh, target / path.name, sync=sync)

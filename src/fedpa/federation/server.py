@@ -11,16 +11,18 @@ import torch
 from torch import Tensor
 
 from fedpa.errors import ArtifactError, FedpaError
-from fedpa.federation.parameters import Layout
+from fedpa.federation.parameters import Layout, Vector
 from fedpa.settings import Settings
 
-__all__ = ["FRACTION_BITS", "Server", "TableRows", "Upload", "exact_product"]
+__all__ = ["FRACTION_BITS", "SUM_LIMIT", "Server", "TableRows", "Upload", "exact_product", "vector_name"]
 
 FRACTION_BITS = {torch.float32: 36, torch.float64: 44}
 """Changes are summed as integer multiples of 2^-bits. At 36 bits a change is rounded by less than 1e-11, far below
 float32's own rounding, and sums may reach 6.7e7; at 44 bits by less than 3e-14, and sums may reach 2.6e5."""
 
-_SUM_LIMIT = 2.0**62
+SUM_LIMIT = 2.0**62
+"""Absolute sums stay below it, so that no sum of integers overflows."""
+
 _HALF_BITS = 24
 _BETA_2, _TAU = 0.99, 1e-3  # of the server's Adam, as in Reddi et al., section 5
 
@@ -50,6 +52,13 @@ def exact_product(member: Tensor, units: Tensor, bound: float) -> Tensor:
     high = (units * 2.0**-_HALF_BITS).floor_()
     low = torch.sub(units, high, alpha=2.0**_HALF_BITS)
     return ((weight @ high).to(torch.int64) << _HALF_BITS) + (weight @ low).to(torch.int64)
+
+
+def vector_name(vector: Vector) -> str:
+    """What an uploaded scope is called in messages: a table's name, or the scope and whether its rows are seen."""
+    if vector.table is not None:
+        return vector.table.name
+    return str(vector.scope) + (", rows" if vector.scope.sees == "rows" else "")
 
 
 @dataclass(frozen=True)
@@ -155,10 +164,10 @@ class Upload:
 
     def check(self) -> None:
         """Refuse sums that could have overflowed."""
-        if not self.bound < _SUM_LIMIT:
+        if not self.bound < SUM_LIMIT:
             raise FedpaError(
                 "training diverged: the changes of this round do not fit the range of exact sums "
-                f"(bound {self.bound:.3g}, limit {_SUM_LIMIT:.3g})",
+                f"(bound {self.bound:.3g}, limit {SUM_LIMIT:.3g})",
                 "lower the learning rate, for instance --set lr=0.003, or item_rate where the method has it",
             )
 
@@ -224,6 +233,36 @@ class Server:
             for name, value in vector.split(rows).items():
                 found[name] = (value[0] if vector.scope.kind == "shared" else value).contiguous().clone()
         return found
+
+    def saved(self) -> dict[str, Tensor]:
+        """All that the next round depends on: the state, the optimiser's moments, what single users are to receive."""
+        found = {f"state.{index}": rows for index, rows in enumerate(self.state)}
+        for index, moments in self._moments.items():
+            found |= {f"moments.{index}.{place}": moment for place, moment in enumerate(moments)}
+        for table in self.downlink:
+            found[f"downlink.{table.table}.users"] = torch.from_numpy(table.users)
+            found[f"downlink.{table.table}.ids"] = torch.from_numpy(table.ids)
+            found[f"downlink.{table.table}.values"] = table.values
+        return {name: value.contiguous() for name, value in found.items()}
+
+    def restore(self, saved: Mapping[str, Tensor]) -> None:
+        """Go back to what `saved` gave."""
+        self.state = [saved[f"state.{index}"] for index in range(len(self.state))]
+        self._moments = {
+            index: (saved[f"moments.{index}.0"], saved[f"moments.{index}.1"])
+            for index in range(len(self.state))
+            if f"moments.{index}.0" in saved
+        }
+        tables = [name.removeprefix("downlink.").removesuffix(".ids") for name in saved if name.endswith(".ids")]
+        self.downlink = tuple(
+            TableRows(
+                name,
+                saved[f"downlink.{name}.users"].numpy(),
+                saved[f"downlink.{name}.ids"].numpy(),
+                saved[f"downlink.{name}.values"],
+            )
+            for name in tables
+        )
 
     def load(self, named: Mapping[str, Tensor], where: str) -> None:
         """Replace the state by named parameters, as `named` gives them.

@@ -104,9 +104,12 @@ class Shard:
         return {table.name: TouchedRows.of(table, rows) for table in model.layout.tables}
 
     @classmethod
-    def new_store(cls, model: AdaptedModel, rows: ShardRows, settings: Settings, folder: Path) -> DeviceStore:
-        """A store of zeros for a shard's users."""
-        return DeviceStore.create(folder, model.layout, cls.touched_rows(model, rows), len(rows.users), settings)
+    def new_store(
+        cls, model: AdaptedModel, rows: ShardRows, settings: Settings, folder: Path, *, sync: bool = False
+    ) -> DeviceStore:
+        """A store of zeros for a shard's users; see `DeviceStore.create`."""
+        touched = cls.touched_rows(model, rows)
+        return DeviceStore.create(folder, model.layout, touched, len(rows.users), settings, sync=sync)
 
     def round(self, state: Sequence[Tensor], number: int, downlink: Sequence[TableRows] = ()) -> Upload:
         """Train the round's participants and commit what their devices keep.
@@ -122,7 +125,7 @@ class Shard:
         """
         everyone = np.flatnonzero(self.rows.train > 0)
         chosen = participants(self.seed, number, self.settings.participation, everyone, self.rows.keys)
-        self.store.begin(chosen, self.touched)
+        self.store.begin(chosen, self.touched, number)
         upload = Upload.empty(self.layout, self.settings)
         tables = self.assembly.tables(state)
         plan = self._training_plan(chosen, everyone)

@@ -2,7 +2,7 @@
 
 The stored values are *changes from the start*: a user who never took part is a row of zeros. Each generation is
 a safetensors file with one tensor ``personal`` [users, size]. A round reads the current generation and writes
-the next one, so the current one is never touched; the best one is kept by not reusing its file.
+the next one, so the current one is never touched.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from fedpa.durable import write_file
 from fedpa.errors import ArtifactError
 
 __all__ = ["Generation", "PersonalStore"]
@@ -86,11 +87,14 @@ class Generation:
             sort_keys=True,
         ).encode()
         header += b" " * (-(8 + len(header)) % 64)
-        with path.open("wb") as file:
-            file.write(struct.pack("<Q", len(header)) + header)
-            file.truncate(8 + len(header) + length)
+        write_file(path, struct.pack("<Q", len(header)) + header, sync=False)
+        file = os.open(path, os.O_WRONLY)
+        try:
+            os.ftruncate(file, 8 + len(header) + length)
             if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, 8 + len(header) + length)
+                os.posix_fallocate(file, 0, 8 + len(header) + length)
+        finally:
+            os.close(file)
         return cls(path, writable=True)
 
     @property
@@ -127,11 +131,11 @@ class Generation:
                 done = os.pwrite(self._file, rest, place)
                 rest, place = rest[done:], place + done
 
-    def copy_rows(self, other: Generation, rows: Rows) -> None:
-        """Copy rows from another generation, a few thousand at a time."""
+    def copy_rows(self, other: Generation, rows: Rows, place: int = 0) -> None:
+        """Copy rows from another generation, a few thousand at a time, to `place` rows further on."""
         for begin in range(0, len(rows), _COPY_ROWS):
             piece = rows[begin : begin + _COPY_ROWS]
-            self.write(piece, other.read(piece))
+            self.write(piece + place, other.read(piece))
 
     def flush(self) -> None:
         """Have the written rows on the disk before this returns."""
@@ -150,31 +154,27 @@ def _close(file: int) -> None:
 
 
 class PersonalStore:
-    """Generations of personal parameters in one folder: current, best and the one being written.
+    """Rows that are read from one generation and written to the next.
 
     Parameters
     ----------
-    folder : Path
-        An empty folder for the files.
     users, size : int
-        Rows and weights per row; `size` may be 0 for methods without personal parameters.
+        Rows and weights per row; `size` may be 0 for methods without personal parameters, which have no files.
     dtype : {"float32", "float64"}
     metadata : mapping of str to str
         Written into each file's header, for instance the names and shapes behind the columns.
+
+    Attributes
+    ----------
+    current : Generation or None
+        What is read; None: zeros.
     """
 
-    def __init__(
-        self, folder: Path, users: int, size: int, dtype: str, metadata: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, users: int, size: int, dtype: str, metadata: Mapping[str, str] | None = None) -> None:
         self.size = size
-        self._users = users
-        self._slots = [
-            Generation.create(folder / f"personal-{slot}.safetensors", users, size, dtype, metadata or {})
-            for slot in range(3 if size else 0)
-        ]
-        self._current = self._best = 0
-        self._next: int | None = None
-        self._empty = np.zeros((users, 0), _DTYPES[dtype][1])
+        self.current: Generation | None = None
+        self._users, self._dtype, self._metadata = users, dtype, dict(metadata or {})
+        self._next: Generation | None = None
 
     @classmethod
     def view(cls, path: Path | None, users: int, size: int, dtype: str) -> PersonalStore:
@@ -185,54 +185,47 @@ class PersonalStore:
         ArtifactError
             If the file is missing, cut short or holds other users or weights.
         """
-        store = cls.__new__(cls)
-        store.size, store._users, store._current, store._best, store._next = size, users, 0, 0, None
-        store._empty = np.zeros((users, 0), _DTYPES[dtype][1])
-        store._slots = [Generation(path)] if path is not None else []
-        if path is not None and store._slots[0].dtype != _DTYPES[dtype][1]:
-            raise ArtifactError(f"{path}: holds {store._slots[0].dtype}, expected {dtype}", _AGAIN)
-        if path is not None and store._slots[0].shape != (users, size):
-            raise ArtifactError(
-                f"{path}: holds {store._slots[0].shape[0]} users of {store._slots[0].shape[1]} weights, "
-                f"expected {users} of {size}"
-            )
+        store = cls(users, size, dtype)
+        store.open(path)
         return store
 
-    @property
-    def current(self) -> Generation:
-        """The last committed generation."""
-        return self._slots[self._current]
+    def open(self, path: Path | None) -> None:
+        """Read from a file; None: zeros.
 
-    @property
-    def best(self) -> Generation:
-        """The generation that `mark_best` named last; at first, all zeros."""
-        return self._slots[self._best]
+        Raises
+        ------
+        ArtifactError
+            If it is missing, cut short or holds other users or weights.
+        """
+        self._next = None
+        self.current = None if path is None or not self.size else Generation(path)
+        if self.current is None:
+            return
+        if self.current.dtype != _DTYPES[self._dtype][1]:
+            raise ArtifactError(f"{path}: holds {self.current.dtype}, expected {self._dtype}", _AGAIN)
+        users, size = self.current.shape
+        if (users, size) != (self._users, self.size):
+            raise ArtifactError(f"{path}: holds {users} users of {size} weights, expected {self._users} of {self.size}")
 
     def read(self, rows: Rows) -> Values:
-        """Changes from the start of the given users [len(rows), size], from the current generation."""
-        return self.current.read(rows) if self.size else self._empty[rows]
+        """Changes from the start of the given users [len(rows), size]."""
+        if self.current is None:
+            return np.zeros((len(rows), self.size), _DTYPES[self._dtype][1])
+        return self.current.read(rows)
 
-    def begin(self, writers: Rows) -> None:
-        """Open the next generation; every user but the `writers` keeps its values."""
+    def begin(self, path: Path, writers: Rows) -> None:
+        """Open the next generation, a new file; every user but the `writers` keeps its values."""
         if not self.size:
             return
-        self._next = next(s for s in range(3) if s not in (self._current, self._best))
-        keep = np.ones(self._users, bool)
-        keep[writers] = False
-        self._slots[self._next].copy_rows(self.current, np.flatnonzero(keep))
+        self._next = Generation.create(path, self._users, self.size, self._dtype, self._metadata)
+        if self.current is not None:
+            keep = np.ones(self._users, bool)
+            keep[writers] = False
+            self._next.copy_rows(self.current, np.flatnonzero(keep))
 
     def write(self, rows: Rows, values: Values) -> None:
         """Write rows of the generation that `begin` opened."""
         if self.size:
             if self._next is None:
                 raise ArtifactError("the personal store was written to outside a round")
-            self._slots[self._next].write(rows, values)
-
-    def commit(self) -> None:
-        """Make the generation that was written the current one."""
-        if self._next is not None:
-            self._current, self._next = self._next, None
-
-    def mark_best(self) -> None:
-        """Keep the current generation as the best."""
-        self._best = self._current
+            self._next.write(rows, values)

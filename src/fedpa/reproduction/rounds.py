@@ -200,14 +200,15 @@ class _Devices:
         settings = self.method.settings
         touched = Shard.touched_rows(self.model, self._rows) if self._keeps else {}
         made = DeviceStore.create(room, self.model.layout, touched, len(self._rows.users), settings)
-        self._store = made if self._store is None else DeviceStore(self._store.users, made.tables)
+        if self._store is not None:
+            made.users = self._store.users
+        self._store = made
         self._shard = Shard(self.model, self._rows, settings, self._store, seed=self.task.seed, rule=self.method)
         return self._shard
 
     def forget_copies(self, number: int) -> None:
         """Delete the own copies of a round."""
-        for table in self._room(number).glob("table-*"):
-            shutil.rmtree(table)
+        shutil.rmtree(self._room(number), ignore_errors=True)
 
     def _room(self, number: int) -> Path:
         return self.folder / f"round-{number}"

@@ -1,0 +1,1 @@
+"""Drivers: how orders reach nodes. In this process, on Ray, on Flower."""

@@ -1,0 +1,289 @@
+"""The loop of every run, whatever its driver: score, decide, train, aggregate, checkpoint."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import operator
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import safetensors.torch
+from torch import Tensor
+
+from fedpa.durable import write_file
+from fedpa.errors import ArtifactError
+from fedpa.evaluation.sums import ClickSums
+from fedpa.federation.generations import Generations
+from fedpa.federation.node import SPLITS
+from fedpa.federation.order import Base, Order, Report, Sums
+from fedpa.federation.server import FRACTION_BITS, Server, Upload
+from fedpa.progress import Advance
+from fedpa.settings import Settings
+
+if TYPE_CHECKING:
+    from fedpa.drivers.driver import Driver
+
+__all__ = ["Coordinator", "Outcome", "checkpoints", "round_line", "split_values"]
+
+_log = logging.getLogger(__name__)
+_STATE = "state.safetensors"
+_LEAST_KEPT = 2
+Accepted = dict[int, int]
+
+
+def checkpoints(run: Path) -> Path:
+    """Where a run keeps the generations of its server and of the nodes that share its disk."""
+    return run / "checkpoints"
+
+
+@dataclass
+class Outcome:
+    """What a run came to.
+
+    Attributes
+    ----------
+    best_round : int
+        By validation.
+    state : list of Tensor
+        The server's after that round.
+    generations : dict of int to int
+        Per node, that of what its devices kept by then.
+    lines : list of dict
+        One per round, from 0.
+    interrupted : bool
+        Whether it was stopped before its time.
+    """
+
+    best_round: int
+    state: list[Tensor]
+    generations: Accepted
+    lines: list[dict[str, Any]]
+    interrupted: bool
+
+
+class Coordinator:
+    """Runs the rounds of a run.
+
+    After every round the server's state is a generation in the run's folder, and so is, on each node, what its devices
+    keep. A run that was stopped in any way goes on from the last round of which all is there and undamaged.
+
+    Parameters
+    ----------
+    server : Server
+    driver : Driver
+    settings : Settings
+    folder : Path
+        Of the run.
+    run : str
+        Its id; orders and reports carry it.
+    keep_rounds : int
+        How many of the last rounds to keep, beside the best.
+    sync : bool
+        Whether checkpoints outlive a crash of the machine.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        driver: Driver,
+        settings: Settings,
+        folder: Path,
+        *,
+        run: str,
+        keep_rounds: int = _LEAST_KEPT,
+        sync: bool = True,
+    ) -> None:
+        self.server, self.driver, self.settings, self.folder, self.run_id = server, driver, settings, folder, run
+        self._generations = Generations(checkpoints(folder) / "server", "state of a server", sync=sync)
+        self._keep_rounds = max(_LEAST_KEPT, keep_rounds)
+        self.number = 0
+        self.lines: list[dict[str, Any]] = []
+        self._pending: dict[str, Any] = round_line(0, Upload([], []), settings, 0.0)
+        self._accepted: dict[int, Accepted] = {0: {}}  # by round that is kept
+        self._best_round, self._best, self._stale = 0, float("-inf"), 0
+
+    def run(self, advance: Advance) -> Outcome:
+        """Start or go on, to the end.
+
+        Parameters
+        ----------
+        advance : callable
+            Called after every round.
+        """
+        held = self.driver.start()
+        if not self._resume(held):
+            self._checkpoint()
+        interrupted = False
+        try:
+            while True:
+                last = self.number >= self.settings.rounds
+                order = Order(
+                    self.run_id, self.number + 1, tuple(self.server.state), self.server.downlink, train=not last
+                )
+                bases = {node: self._base(node) for node in self.driver.nodes}
+                value = self._evaluate(order, bases)
+                if self.number:
+                    advance(f"val {self.settings.select} {abs(value):.4f}")
+                if last or (self.settings.patience and self._stale >= self.settings.patience):
+                    break
+                self._train(order, bases)
+        except KeyboardInterrupt:
+            if not self.lines:
+                raise
+            interrupted = True
+        return self._outcome(interrupted)
+
+    def _evaluate(self, order: Order, bases: Mapping[int, Base]) -> float:
+        """Score the state, note the round that made it, and see whether it is the best."""
+        begin = time.perf_counter()
+        answers = self.driver.evaluate(order, bases)
+        values = split_values({name: _added(answers, name) for name in SPLITS})
+        line = {**self._pending, "seconds_eval": round(time.perf_counter() - begin, 4), **values}
+        self.lines.append(line)
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        value = self._selected(values["val"])
+        if value > self._best:
+            self._best, self._best_round, self._stale = value, self.number, 0
+        else:
+            self._stale += 1
+        return value
+
+    def _train(self, order: Order, bases: Mapping[int, Base]) -> None:
+        begin = time.perf_counter()
+        upload, counted = self._total(order, self.driver.train(order, bases))
+        alone = {table.table for table in order.downlink}
+        apart = sum(v.size for v in self.server.layout.uploaded if v.table is not None and v.table.name in alone)
+        upload.weights_down += apart * upload.participants
+        self.server.step(upload)
+        self.number = order.number
+        before = self._accepted[order.number - 1]
+        self._accepted[self.number] = before | dict.fromkeys(counted, order.number)
+        self._pending = round_line(self.number, upload, self.settings, time.perf_counter() - begin)
+        self._checkpoint()
+
+    def _total(self, order: Order, reports: Mapping[int, Report]) -> tuple[Upload, list[int]]:
+        """The sum of what nodes reported, and whose it is."""
+        total = Upload.empty(self.server.layout, self.settings)
+        for report in reports.values():
+            total += report.upload
+        return total, list(reports)
+
+    def _base(self, node: int) -> Base:
+        kept = {accepted.get(node, 0) for accepted in self._accepted.values()}
+        return Base(self._accepted[self.number].get(node, 0), tuple(sorted(kept)))
+
+    def _checkpoint(self) -> None:
+        """Write the generation of this round, then drop those that are not kept."""
+        recent = range(self.number, self.number - self._keep_rounds, -1)
+        self._accepted = {n: self._accepted[n] for n in {*recent, self._best_round} if n in self._accepted}
+        draft = self._generations.draft(self.number)
+        write_file(draft.path / _STATE, safetensors.torch.save(self.server.saved()), sync=False)
+        draft.publish(
+            {
+                "run": self.run_id,
+                "accepted": {
+                    str(n): {str(node): generation for node, generation in accepted.items()}
+                    for n, accepted in self._accepted.items()
+                },
+                "best_round": self._best_round,
+                "best": None if self._best == float("-inf") else self._best,
+                "stale": self._stale,
+                "lines": self.lines,
+                "pending": self._pending,
+            }
+        )
+        self._generations.keep(self._accepted)
+
+    def _resume(self, held: Mapping[int, list[int]]) -> bool:
+        """Go back to the last round of which all is there; False if there is none.
+
+        Raises
+        ------
+        ArtifactError
+            If there are checkpoints, but none is whole.
+        """
+        found = self._generations.good()
+        for number in sorted(found, reverse=True):
+            about = found[number]
+            accepted = {
+                int(n): {int(node): generation for node, generation in nodes.items()}
+                for n, nodes in about["accepted"].items()
+            }
+            missing = [n for n in self.driver.nodes if accepted[number].get(n, 0) not in held[n]]
+            if missing:
+                _log.warning(
+                    "round %d: node %s does not hold what its devices kept of it; an earlier round is looked for",
+                    number,
+                    ", ".join(map(str, missing)),
+                )
+                continue
+            newest = max(self._generations.numbers())
+            if number < newest:
+                _log.warning("round %d: is not whole; going on from round %d", newest, number)
+            self.server.restore(self._state(number))
+            self.number, self.lines, self._pending = number, about["lines"], about["pending"]
+            self._accepted = {n: nodes for n, nodes in accepted.items() if n in found}
+            self._best_round, self._stale = about["best_round"], about["stale"]
+            self._best = float("-inf") if about["best"] is None else about["best"]
+            text = "".join(json.dumps(line) + "\n" for line in self.lines)
+            (self.folder / "metrics.jsonl").write_text(text, encoding="utf-8")
+            return True
+        if self._generations.numbers():
+            raise ArtifactError(
+                f"{self._generations.folder}: holds no round of which all is there and undamaged",
+                "start the run anew with --overwrite",
+            )
+        return False
+
+    def _state(self, number: int) -> dict[str, Tensor]:
+        return safetensors.torch.load_file(self._generations.path(number) / _STATE)
+
+    def _outcome(self, interrupted: bool) -> Outcome:
+        best = self._best_round
+        if best != self.number:
+            self._generations.about(best)
+            self.server.restore(self._state(best))
+        return Outcome(best, list(self.server.state), self._accepted[best], self.lines, interrupted)
+
+    def _selected(self, values: Mapping[str, float | None]) -> float:
+        """The validation value that picks the best round; higher is better."""
+        select = self.settings.select
+        pooled, within = values["auc"], values["gauc"]
+        if select == "mean":
+            found = None if pooled is None or within is None else (pooled + within) / 2
+        else:
+            found = values[select]
+        sign = -1.0 if select == "logloss" else 1.0
+        if found is None:
+            found, sign = values["logloss"], -1.0
+        return float(self.number) if found is None else sign * found
+
+
+def round_line(number: int, upload: Upload, settings: Settings, seconds: float) -> dict[str, Any]:
+    """What is noted of a round's training, of so many seconds; its scores are noted beside it."""
+    participants, size = upload.participants, settings.torch_dtype.itemsize
+    unit = 2.0 ** -FRACTION_BITS[settings.torch_dtype]
+    return {
+        "round": number,
+        "participants": participants,
+        "train_loss": upload.loss * unit / participants if participants else None,
+        "seconds_train": round(seconds, 4),
+        "bytes_up": upload.weights_up * size,
+        "bytes_down": upload.weights_down * size,
+    }
+
+
+def _added(answers: Mapping[int, Sums], name: str) -> ClickSums:
+    return functools.reduce(operator.add, (sums[name] for sums in answers.values()), ClickSums.zero())
+
+
+def split_values(sums: Sums) -> dict[str, dict[str, Any]]:
+    """AUC, GAUC and log-loss of the three splits; None where a split lacks rows or a class."""
+    reports = {name: found.report() for name, found in sums.items()}
+    return {name: {value: report[value] for value in ("auc", "gauc", "logloss")} for name, report in reports.items()}
