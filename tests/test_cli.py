@@ -21,7 +21,8 @@ from fedpa.models.pretrain import pretrain
 
 VERBS = (
     "data synth", "data download", "data describe", "data check", "data shard", "prepare", "pretrain", "distill", "adapt",
-    "evaluate", "recommend", "export", "forget", "import-reference", "methods", "tune", "compare", "reproduce", "demo",
+    "evaluate", "recommend", "export", "forget", "import-reference", "methods", "rollback", "tune", "compare",
+    "reproduce", "demo",
 )  # fmt: skip
 
 

@@ -14,7 +14,9 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fedpa.adaptation import adapt
+    from fedpa.adaptation import adapt, resume
+    from fedpa.continuing.rollback import rollback
+    from fedpa.continuing.run import continue_run
     from fedpa.data.dataset import Dataset, load_dataset
     from fedpa.data.prepare import prepare
     from fedpa.data.sources import open_source
@@ -34,6 +36,7 @@ __all__ = [
     "Foundation",
     "Run",
     "adapt",
+    "continue_run",
     "distill",
     "export",
     "load_dataset",
@@ -44,6 +47,8 @@ __all__ = [
     "prepare",
     "pretrain",
     "register",
+    "resume",
+    "rollback",
     "wrap",
 ]
 
@@ -57,6 +62,7 @@ _HOMES = {
     "Foundation": "fedpa.models.foundation",
     "Run": "fedpa.run",
     "adapt": "fedpa.adaptation",
+    "continue_run": "fedpa.continuing.run",
     "distill": "fedpa.models.distill",
     "export": "fedpa.exporting.export",
     "load_dataset": "fedpa.data.dataset",
@@ -67,6 +73,8 @@ _HOMES = {
     "prepare": "fedpa.data.prepare",
     "pretrain": "fedpa.models.pretrain",
     "register": "fedpa.methods.method",
+    "resume": "fedpa.adaptation",
+    "rollback": "fedpa.continuing.rollback",
     "wrap": "fedpa.models.wrap.wrapping",
 }
 

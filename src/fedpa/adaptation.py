@@ -22,7 +22,7 @@ from fedpa.drivers.local import LocalDriver
 from fedpa.durable import replace
 from fedpa.errors import ArtifactError, ConfigError
 from fedpa.federation.coordinator import Coordinator, Outcome, checkpoints, round_line, split_values
-from fedpa.federation.device import gather
+from fedpa.federation.device import gather, node_generations
 from fedpa.federation.node import SPLITS, divided, split_sums
 from fedpa.federation.rows import ShardRows
 from fedpa.federation.rule import AdaptedModel
@@ -33,9 +33,10 @@ from fedpa.models.wrap.source import open_foundation
 from fedpa.own_code import absolute, is_own_code
 from fedpa.progress import progress_bar
 from fedpa.run import Run
+from fedpa.telemetry.metrics import Metrics
 from fedpa.unfinished import claimed, finish, new_room, read_config, room_of, write_config
 
-__all__ = ["adapt", "resume"]
+__all__ = ["Job", "adapt", "noted_path", "resume"]
 
 DRIVERS = ("local", "ray")
 
@@ -57,6 +58,8 @@ def adapt(
     address: str | None = None,
     deadline: float | None = None,
     keep_rounds: int = 2,
+    metrics_file: Path | None = None,
+    metrics_port: int | None = None,
     **settings: Any,
 ) -> Run:
     """Adapt a foundation to private users.
@@ -94,6 +97,9 @@ def adapt(
         Seconds that a shard on Ray has for its part of a round, after which the round goes on without it.
     keep_rounds : int
         How many of the last rounds can be gone back to, beside the best one; at least 2.
+    metrics_file, metrics_port : path, int, optional
+        Where metrics in Prometheus' format are written after every round, or served on this machine (extra
+        ``fedpa[metrics]``); see `fedpa.telemetry.metrics`.
     **settings
         Fields of the method's settings, over the preset.
 
@@ -124,7 +130,7 @@ def adapt(
         "settings": chosen.settings.model_dump(mode="json"),
         "label": dataset.label_name,
         "dataset": {"path": str(dataset.path.resolve()), "hash": dataset.hash},
-        "foundation": None if foundation is None else {"path": _noted(foundation_path), "hash": foundation.hash},
+        "foundation": None if foundation is None else {"path": noted_path(foundation_path), "hash": foundation.hash},
         "engine": {
             "driver": driver,
             "shards": shards,
@@ -135,7 +141,8 @@ def adapt(
         },
         "fedpa": version("fedpa"),
     }
-    job = _Job(room_of(target), config, chosen, foundation, dataset, sync=keep is None)
+    job = Job(room_of(target), config, chosen, foundation, dataset, sync=keep is None)
+    job.watch(metrics_file, metrics_port)
     job.check()
     room = new_room(target, overwrite=overwrite)
     with claimed(room):
@@ -149,6 +156,8 @@ def resume(
     foundation: Foundation | None = None,
     dataset: Dataset | None = None,
     progress: bool = False,
+    metrics_file: Path | None = None,
+    metrics_port: int | None = None,
 ) -> Run:
     """Go on with a run that was stopped, from its last completed round.
 
@@ -160,6 +169,8 @@ def resume(
         Used instead of the ones whose paths the run noted; their hashes must be the run's.
     progress : bool
         Draw a bar on standard error.
+    metrics_file, metrics_port : path, int, optional
+        As of `adapt`.
 
     Returns
     -------
@@ -185,7 +196,8 @@ def resume(
             raise ArtifactError(f"{room}: the foundation was never saved", "give it: resume(path, foundation=...)")
         foundation = open_foundation(noted["path"])
     same(config, data, foundation, room)
-    job = _Job(room, config, method, foundation, data)
+    job = Job(room, config, method, foundation, data)
+    job.watch(metrics_file, metrics_port)
     with claimed(room):
         return job.run(target, progress)
 
@@ -216,7 +228,7 @@ def _method_of(config: dict[str, Any], where: Path) -> Method:
     return found(found.settings_type.checked(config["settings"], str(where / "config.yaml")))
 
 
-def _noted(foundation_path: Path | str | None) -> str | None:
+def noted_path(foundation_path: Path | str | None) -> str | None:
     """A foundation's name as a run keeps it."""
     if foundation_path is None:
         return None
@@ -224,8 +236,23 @@ def _noted(foundation_path: Path | str | None) -> str | None:
 
 
 @dataclass
-class _Job:
-    """What is adapted to what, how, and where."""
+class Job:
+    """What is adapted to what, how, and where.
+
+    Attributes
+    ----------
+    room : Path
+        Folder of the unfinished run.
+    config : dict
+        Its ``config.yaml``.
+    method : Method
+    foundation : Foundation or None
+    dataset : Dataset
+    sync : bool
+        Whether what is written outlives a crash of the machine.
+    metrics : Metrics, optional
+        Told of every round.
+    """
 
     room: Path
     config: dict[str, Any]
@@ -233,6 +260,17 @@ class _Job:
     foundation: Foundation | None
     dataset: Dataset
     sync: bool = True
+    metrics: Metrics | None = None
+
+    def watch(self, file: Path | None, port: int | None) -> None:
+        """Write or serve metrics of the run, if asked to."""
+        if file is not None or port is not None:
+            self.metrics = Metrics(self.run_id, file=file, port=port)
+
+    @property
+    def run_id(self) -> str:
+        """What orders and reports of this run carry."""
+        return hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()[:16]
 
     def check(self) -> None:
         """Refuse what the drivers cannot do.
@@ -257,11 +295,8 @@ class _Job:
 
     def run(self, target: Path, progress: bool, keep: tempfile.TemporaryDirectory[str] | None = None) -> Run:
         """Run to the end and give the folder its name."""
-        rows = ShardRows.of(
-            self.dataset, dtype=self.method.settings.torch_dtype, device=open_device(self.config["engine"]["device"])
-        )
         if isinstance(self.method, Baseline):
-            summary = self._baseline(self.method, rows)
+            summary = self._baseline(self.method)
         else:
             summary = self._federated(cast(FederatedMethod, self.method), progress)
         content = {
@@ -271,7 +306,8 @@ class _Job:
             "method": self.method.name,
             "preset": self.config["preset"],
             "seed": self.config["seed"],
-            "private_users": len(rows.users),
+            "private_users": len(divided(self.dataset, 1)[0]),
+            **({"continues": self.config["continues"]} if "continues" in self.config else {}),
             **summary,
         }
         replace(self.room / "summary.json", to_json(content).encode(), sync=self.sync)
@@ -280,7 +316,9 @@ class _Job:
         run.temporary = keep
         return run
 
-    def _baseline(self, method: Baseline, plain: ShardRows) -> dict[str, Any]:
+    def _baseline(self, method: Baseline) -> dict[str, Any]:
+        device = open_device(self.config["engine"]["device"])
+        plain = ShardRows.of(self.dataset, dtype=method.settings.torch_dtype, device=device)
         rows = method.rows(self.foundation, self.dataset, plain, method.tally(self.dataset, plain))
         begin = time.perf_counter()
         method.fit(self.foundation, self.dataset, rows, seed=self.config["seed"], folder=self.room)
@@ -291,7 +329,7 @@ class _Job:
             "seconds_eval": round(time.perf_counter() - fitted, 4),
             **values,
         }
-        return self._summary(Outcome(0, [], {}, [line], interrupted=False), {})
+        return self._summary(Outcome(0, [], {}, {}, [line], interrupted=False), {})
 
     def _federated(self, method: FederatedMethod, progress: bool) -> dict[str, Any]:
         engine = self.config["engine"]
@@ -304,26 +342,32 @@ class _Job:
                 driver,
                 method.settings,
                 self.room,
-                run=hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()[:16],
+                run=self.run_id,
                 keep_rounds=engine["keep_rounds"],
                 sync=self.sync,
+                observe=None if self.metrics is None else self.metrics.observe,
             )
             with progress_bar(f"adapt ({method.name})", method.settings.rounds, progress) as advance:
                 outcome = coordinator.run(advance)
         finally:
             driver.close()
+            if self.metrics is not None:
+                self.metrics.close()
         server.state = outcome.state
         # One key: safetensors writes several in a random order.
         label = {"foundation": self.foundation.hash if self.foundation else ""}
         named = safetensors.torch.save(server.named(), label)
         replace(self.room / "shared.safetensors", named, sync=self.sync)
-        folders = [self._plan.node_folder(node) for node in sorted(driver.nodes)]
-        best = [folder / f"{outcome.generations.get(node, 0):06d}" for node, folder in enumerate(folders)]
+        best = []
+        for node in sorted(driver.nodes):
+            generations = node_generations(self.plan.node_folder(node), sync=self.sync)
+            best.append(generations.path(outcome.generations.get(node, 0)))
+            generations.keep(accepted.get(node, 0) for accepted in outcome.kept.values())
         gather(best, self.room, sync=self.sync)
         return self._summary(outcome, model.layout.sizes_by_scope())
 
     def _driver(self, model: AdaptedModel) -> Driver:
-        plan = self._plan
+        plan = self.plan
         if self.config["engine"]["driver"] == "ray":
             from fedpa.drivers.ray import RayDriver
 
@@ -333,7 +377,8 @@ class _Job:
         return LocalDriver([plan.node(index, **known) for index in range(plan.shards)])
 
     @cached_property
-    def _plan(self) -> Plan:
+    def plan(self) -> Plan:
+        """All that another process needs to make a node of this run."""
         noted = self.config["foundation"]
         return Plan(
             method=self.config["method"],

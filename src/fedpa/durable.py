@@ -67,6 +67,7 @@ def link(source: Path, target: Path, *, sync: bool = True) -> None:
         if sync:
             sync_file(fresh)
     rename(fresh, target, sync=sync)
+    fresh.unlink(missing_ok=True)  # to rename a link over another of the same file does nothing
 
 
 def _sync(path: Path, flags: int) -> None:

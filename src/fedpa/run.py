@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -20,7 +21,9 @@ from fedpa.artifacts import read_manifest, replace_file, write_json
 from fedpa.data.dataset import COLD, Dataset, Part
 from fedpa.errors import ArtifactError, ConfigError, DataError
 from fedpa.evaluation.report import click_report
-from fedpa.federation.device import DeviceStore
+from fedpa.federation.coordinator import checkpoints
+from fedpa.federation.device import DeviceStore, node_generations
+from fedpa.federation.node import divided
 from fedpa.federation.rows import ShardRows
 from fedpa.federation.rule import AdaptedModel
 from fedpa.federation.server import Server
@@ -313,6 +316,7 @@ class Run:
         if isinstance(self.method, FederatedMethod):
             touched = Shard.touched_rows(self.model, self.rows)
             erased = self._store(touched).erase(self.path, int(local[0]), touched)
+            self._erase_generations(int(local[0]), touched)
         self.summary["forgotten"] = int(self.summary.get("forgotten", 0)) + 1
         with replace_file(self.path / "summary.json") as fresh:
             write_json(fresh, self.summary)
@@ -326,6 +330,21 @@ class Run:
                 "folder, predictions written before, and the user's rows in the data set folder"
             ),
         }
+
+    def _erase_generations(self, user: int, touched: Mapping[str, TouchedRows]) -> None:
+        """Erase a user from every round that can be gone back to."""
+        first = 0
+        for node, users in enumerate(divided(self.dataset, self.config.get("engine", {}).get("shards", 1))):
+            folder = checkpoints(self.path) / f"node-{node}"
+            if first <= user < first + len(users) and folder.is_dir():
+                generations = node_generations(folder)
+                for number in generations.numbers():
+                    about, draft = generations.about(number), generations.draft(number)
+                    for file in generations.path(number).glob("*.safetensors"):
+                        shutil.copyfile(file, draft.path / file.name)
+                    self._store(touched).erase(draft.path, user, touched, first=first)
+                    draft.publish(about)
+            first += len(users)
 
     def _report(
         self, rows: ShardRows, scores: npt.NDArray[Any], here: npt.NDArray[np.bool_], bootstrap: int

@@ -79,6 +79,16 @@ class Settings(StrictSettings):
         row, whose number is then summed beside the change (MF-SecAvg of Perifanis & Efraimidis, 2022).
     table_prior : float
         Added to that number, so that a row which few touch moves less.
+    visible : {"sum", "rows"}
+        What the server may see of everything that is uploaded: what the method's scopes say, mostly the sum alone, or
+        each participant's own change. For research; a deployment shows sums.
+    aggregation : {"mean", "trimmed_mean", "median", "norm_bound"}
+        How the participants' changes become one; but for the mean, see `fedpa.federation.robust`. Needs scopes whose
+        rows are visible.
+    trim : float
+        Of ``trimmed_mean``: the share of participants left out at each end.
+    norm_bound : float
+        Of ``norm_bound``: the greatest length of a participant's whole change.
     server_optimizer : {"mean", "momentum", "adam"}
         How the server moves by the mean change: adds it, or takes it for a negative gradient (Reddi et al., *Adaptive
         Federated Optimization*, ICLR 2021, algorithm 2: FedAvgM and FedAdam, whose second moment starts at zero here).
@@ -112,6 +122,10 @@ class Settings(StrictSettings):
     weighting: Literal["users", "rows"] = "users"
     table_mean: Literal["participants", "touched"] = "participants"
     table_prior: Annotated[float, Field(ge=0)] = 0.0
+    visible: Literal["sum", "rows"] = "sum"
+    aggregation: Literal["mean", "trimmed_mean", "median", "norm_bound"] = "mean"
+    trim: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
+    norm_bound: Annotated[float, Field(gt=0)] = 1.0
     server_optimizer: Literal["mean", "momentum", "adam"] = "mean"
     server_lr: Annotated[float, Field(gt=0)] = 1.0
     server_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9

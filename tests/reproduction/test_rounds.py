@@ -123,7 +123,17 @@ def test_new_negatives_change_the_second_round_alone(name: str, ratings: Ratings
 def test_own_copies_of_rounds_that_are_not_the_best_are_deleted(ratings: Ratings, tmp_path: Path) -> None:
     task = Task.drawn(ratings, "published", 0)
     found = run_rounds(configured("pfedrec", rounds=4), task, tmp_path, advance=ignore)
-    assert [path.parent.name for path in tmp_path.glob("*/table-items")] == [f"round-{found.best_round}"]
+    kept = [path.relative_to(tmp_path).parts[0] for path in tmp_path.glob("**/personal-items.safetensors")]
+    assert kept == [f"round-{found.best_round}"]
+
+
+@pytest.mark.parametrize("redraw", [False, True])
+def test_no_method_leaves_more_than_the_best_round_and_the_last(redraw: bool, ratings: Ratings, tmp_path: Path) -> None:
+    task = Task.drawn(ratings, "published", 0)
+    for name in METHODS:
+        found = run_rounds(configured(name, rounds=5), task, tmp_path / name, redraw=redraw, advance=ignore)
+        files = [path.parent for path in (tmp_path / name).glob("**/personal*.safetensors")]
+        assert len({*files}) <= 2, (name, found.best_round)
 
 
 @pytest.mark.parametrize(("hits", "best"), [([0.1, 0.3, 0.3, 0.2], 3), ([0.4, 0.3, 0.2, 0.1], 1)])

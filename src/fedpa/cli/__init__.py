@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fedpa.cli import adaptation, data, demo, pretraining, studies
+from fedpa.cli import adaptation, continuing, data, demo, pretraining, studies
 from fedpa.cli.options import STYLE
 
 __all__ = ["app", "main"]
@@ -14,7 +14,7 @@ __all__ = ["app", "main"]
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, **STYLE)
 app.add_typer(data.data_verbs, name="data", help="Make, fetch and describe data.")
 # Without a name their verbs are verbs of `fedpa`, in this order.
-for verbs in (data.verbs, pretraining.verbs, adaptation.verbs, studies.verbs, demo.verbs):
+for verbs in (data.verbs, pretraining.verbs, adaptation.verbs, continuing.verbs, studies.verbs, demo.verbs):
     app.add_typer(verbs)
 
 

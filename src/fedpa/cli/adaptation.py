@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedpa.cli.continuing import continued
 from fedpa.cli.options import (
     INTERRUPTED,
-    DatasetArgument,
     Device,
     Json,
+    Log,
+    MetricsFile,
+    MetricsPort,
     MovedDataset,
     MovedFoundation,
     Overwrite,
@@ -22,6 +25,7 @@ from fedpa.cli.options import (
     example,
     open_run,
     settings_of,
+    start_log,
     stop,
     watched,
 )
@@ -41,31 +45,81 @@ verbs = typer.Typer()
         "fedpa adapt foundation dataset --out run --set rounds=20",
         "fedpa adapt my_file.py:build dataset --out run",
         "fedpa adapt - dataset --out counters --method two-counters",
+        "fedpa adapt foundation dataset --out run --driver ray --shards 2",
+        "fedpa adapt --resume run",
+        "fedpa adapt --continue run today --out run-of-today --set rounds=3",
         "fedpa adapt foundation dataset --out mine --method my_file.py:MyMethod",
     )
 )
 def adapt(
+    context: typer.Context,
     foundation: Annotated[
-        str,
+        str | None,
         typer.Argument(
             metavar="FOUNDATION", help="Folder that `fedpa pretrain` wrote, or my_file.py:build; - for none."
         ),
-    ],
-    dataset: DatasetArgument,
-    out: Annotated[Path, typer.Option("--out", metavar="RUN", help="Folder to write.")],
+    ] = None,
+    dataset: Annotated[
+        Path | None, typer.Argument(metavar="DATASET", help="Folder that `fedpa prepare` wrote.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="RUN", help="Folder to write.")] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option("--resume", metavar="RUN", help="Go on with a run that was stopped; nothing else is given."),
+    ] = None,
+    continue_: Annotated[
+        Path | None,
+        typer.Option(
+            "--continue", metavar="RUN", help="Go on from a run's best round: fedpa adapt --continue RUN DATASET."
+        ),
+    ] = None,
+    migrate: Annotated[
+        bool, typer.Option("--migrate", help="With --continue RUN FOUNDATION DATASET: take over what still fits.")
+    ] = False,
     method: Annotated[str, typer.Option("--method", help="See `fedpa methods`; or my_file.py:MyMethod.")] = "fedpa",
     preset: Annotated[str, typer.Option("--preset", help="Named settings of the method.")] = "default",
     set_: Set = None,
     device: Device = "cpu",
     seed: Seed = 0,
+    driver: Annotated[str, typer.Option("--driver", help="Where shards are: local or ray (extra `ray`).")] = "local",
+    shards: Annotated[int, typer.Option("--shards", help="Into how many shards users are divided.")] = 1,
+    address: Annotated[
+        str | None, typer.Option("--address", help="Of a Ray cluster that is there already; none: this machine.")
+    ] = None,
+    deadline: Annotated[
+        float | None, typer.Option("--deadline", help="Seconds after which a round goes on without a late shard.")
+    ] = None,
+    keep_rounds: Annotated[
+        int, typer.Option("--keep-rounds", help="How many last rounds can be gone back to, beside the best.")
+    ] = 2,
+    metrics_file: MetricsFile = None,
+    metrics_port: MetricsPort = None,
+    log: Log = "text",
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Adapt a foundation to the private users of a data set, round by round; Ctrl-C keeps the best round so far."""
     from fedpa.adaptation import adapt as adapted
+    from fedpa.adaptation import resume as resumed
     from fedpa.data.dataset import load_dataset
     from fedpa.models.wrap.source import open_foundation
 
+    start_log(log)
+    if resume is not None:
+        if (foundation, dataset, out, set_) != (None, None, None, None):
+            raise ConfigError("--resume: the run knows all else", "give nothing but --resume RUN")
+        _show_run(
+            resumed(resume, progress=watched(), metrics_file=metrics_file, metrics_port=metrics_port), resume, as_json
+        )
+        return
+    if continue_ is not None:
+        run = continued(context, continue_, foundation, dataset, out, migrate=migrate, assignments=set_)
+        _show_run(run, run.path, as_json)
+        return
+    if migrate:
+        raise ConfigError("--migrate: is for a run that goes on", "add --continue RUN")
+    if foundation is None or dataset is None or out is None:
+        raise ConfigError("expected FOUNDATION, DATASET and --out RUN, or --resume RUN", "see fedpa adapt --help")
     settings = settings_of(adapted, set_)
     run = adapted(
         None if foundation == "-" else open_foundation(foundation),
@@ -78,11 +132,16 @@ def adapt(
         overwrite=overwrite,
         progress=watched(),
         foundation_path=None if foundation == "-" else foundation,
+        driver=driver,
+        shards=shards,
+        address=address,
+        deadline=deadline,
+        keep_rounds=keep_rounds,
+        metrics_file=metrics_file,
+        metrics_port=metrics_port,
         **settings,
     )
-    show({"run": str(out), **run.summary}, as_json)
-    if run.summary["interrupted"]:
-        stop(f"interrupted: {out} holds the best round so far", INTERRUPTED)
+    _show_run(run, out, as_json)
 
 
 @verbs.command(
@@ -219,6 +278,12 @@ def methods(as_json: Json = False) -> None:
         for name in method_names()
     }
     show(found, as_json)
+
+
+def _show_run(run: Run, out: Path, as_json: bool) -> None:
+    show({"run": str(out), **run.summary}, as_json)
+    if run.summary["interrupted"]:
+        stop(f"interrupted: {out} holds the best round so far", INTERRUPTED)
 
 
 def _write_predictions(run: Run) -> Path:

@@ -72,10 +72,30 @@ def check(dataset: DatasetArgument, as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
+@data_verbs.command("shard", epilog=example("fedpa data shard dataset --shards 3 --out shards"))
+def shard(
+    dataset: DatasetArgument,
+    shards: Annotated[int, typer.Option("--shards", help="Number of nodes.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write.")],
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Cut a data set into a folder for the server and one for each node."""
+    from fedpa.data import shard as sharding
+    from fedpa.data.dataset import load_dataset
+
+    folders = sharding.shard(load_dataset(dataset), out, shards=shards, overwrite=overwrite)
+    counts = {name: load_dataset(path).manifest["counts"] for name, path in folders.items()}
+    users = {name: found["sides"]["open" if name == sharding.SERVER else "private"] for name, found in counts.items()}
+    rows = {name: found["rows"] for name, found in counts.items()}
+    show({"shards": str(out), "users": users, "rows": rows}, as_json)
+
+
 @verbs.command(
     epilog=example(
         "fedpa prepare kuairand-pure --raw raw --out dataset --min-rows 5",
         "fedpa prepare tables --raw mine --schema mine/schema.yaml --out dataset",
+        "fedpa prepare tables --raw mine --like dataset --cuts 2026-05-07,2026-05-08 --until 2026-05-08 --out today",
     )
 )
 def prepare(
@@ -111,13 +131,30 @@ def prepare(
         ),
     ] = "",
     seed: Seed = 0,
+    like: Annotated[
+        Path | None,
+        typer.Option(
+            "--like",
+            metavar="DATASET",
+            help="Today's data for an earlier data set's foundation: its encoders, groups and sides of known users.",
+        ),
+    ] = None,
+    cuts: Annotated[
+        str | None,
+        typer.Option("--cuts", metavar="TIME,TIME", help="Train before the first instant, test from the second on."),
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option("--until", metavar="TIME", help="Leave out rows of this instant and later.")
+    ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Turn raw tables into a data set: open and private users, splits, features."""
     from fedpa.data.dataset import describe as described
+    from fedpa.data.dataset import load_dataset
     from fedpa.data.prepare import prepare as prepared
     from fedpa.data.sources import open_source
+    from fedpa.data.until import instant, instants
 
     dataset = prepared(
         open_source(source, raw, schema=schema),
@@ -131,6 +168,9 @@ def prepare(
         label=label,
         row_features=listed(row_features),
         seed=seed,
+        like=None if like is None else load_dataset(like),
+        cuts=None if cuts is None else instants(cuts),
+        until=None if until is None else instant(until),
         overwrite=overwrite,
     )
     show({"dataset": str(out), **described(dataset)}, as_json)

@@ -27,6 +27,9 @@ __all__ = [
     "DatasetArgument",
     "Device",
     "Json",
+    "Log",
+    "MetricsFile",
+    "MetricsPort",
     "MovedDataset",
     "MovedFoundation",
     "Overwrite",
@@ -37,6 +40,7 @@ __all__ = [
     "listed",
     "open_run",
     "settings_of",
+    "start_log",
     "stop",
     "watched",
 ]
@@ -48,6 +52,14 @@ Seed = Annotated[int, typer.Option("--seed", help="Of every draw: equal seeds gi
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the folder if it exists.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting; may be repeated.")]
 Device = Annotated[str, typer.Option("--device", help="For instance cpu or cuda.")]
+MetricsFile = Annotated[
+    Path | None,
+    typer.Option("--metrics-file", help="Write metrics for Prometheus here after every round (extra `metrics`)."),
+]
+MetricsPort = Annotated[
+    int | None, typer.Option("--metrics-port", help="Serve metrics for Prometheus on this machine, 0: any free port.")
+]
+Log = Annotated[str, typer.Option("--log", help="Of what is logged: text, or json with a line per round.")]
 DatasetArgument = Annotated[Path, typer.Argument(metavar="DATASET", help="Folder that `fedpa prepare` wrote.")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `fedpa adapt` wrote.")]
 MovedDataset = Annotated[
@@ -98,6 +110,15 @@ STYLE: dict[str, Any] = {
 def example(*lines: str) -> str:
     """An epilog whose lines stay as they are."""
     return "\b\n" + "\n".join(("Example:", *(f"  {line}" for line in lines)))
+
+
+def start_log(form: str) -> None:
+    """Log to standard error, as text or JSON."""
+    from fedpa.telemetry.logs import log_to
+
+    if form not in ("text", "json"):
+        raise ConfigError(f"--log {form}: expected text or json")
+    log_to(form=form)  # type: ignore[arg-type]
 
 
 def listed(text: str) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,11 +16,13 @@ from fedpa.data.dataset import Dataset
 from fedpa.data.derive import file_facts, row_facts, version, write_rows
 from fedpa.data.divide import OPEN, PRIVATE, SIDES, at_random, by_feature, by_file, draw, make_cold
 from fedpa.data.encode import ROW, Encoder, encode_reference, fit, fit_context, fit_rows
+from fedpa.data.like import Like
 from fedpa.data.rows import Rows, read_oracle, read_rows, read_table
 from fedpa.data.source import Feature, Source
 from fedpa.data.split import FOUNDATION_VAL_SHARE, PARTS, Part, cuts_in_time
 from fedpa.data.split import split as split_rows
 from fedpa.data.statistics import COUNTS, causal_counts
+from fedpa.data.until import before, check_instants
 from fedpa.data.validate import validate
 from fedpa.errors import ConfigError, DataError
 
@@ -46,6 +48,9 @@ class _Settings:
     labels: tuple[str, ...]
     row_features: tuple[str, ...]
     seed: int
+    like: Like | None = None
+    cuts: tuple[int, int] | None = None
+    until: int | None = None
 
 
 def prepare(
@@ -61,6 +66,9 @@ def prepare(
     label: str | None = None,
     row_features: Sequence[str] = (),
     seed: int = 0,
+    like: Dataset | None = None,
+    cuts: tuple[int, int] | None = None,
+    until: int | None = None,
     overwrite: bool = False,
 ) -> Dataset:
     """Write a data set folder; equal arguments give equal bytes.
@@ -91,6 +99,15 @@ def prepare(
         features, for ``causal`` features only, and make another task of the data: by default there are none.
     seed : int
         Every draw is a hash of the seed, its purpose and a user's id.
+    like : Dataset, optional
+        An earlier data set of the same source, so that what was trained on it fits this one too: encoders, groups,
+        labels, row features, seed and the sides of its users are its own. New users are private, or as a file given as
+        `division` says; `min_rows` is asked of them alone.
+    cuts : (int, int), optional
+        The two instants of a ``global-time`` split: rows before the first are for training, rows from the second on for
+        testing.
+    until : int, optional
+        Rows of this instant and later are left out, as if the data had been read then.
     overwrite : bool
         Replace `out` if it exists.
 
@@ -101,14 +118,32 @@ def prepare(
     Raises
     ------
     ConfigError
-        If a setting is unknown or out of range, the source has no reference encoding, or it does not offer a
-        row feature.
+        If a setting is unknown or out of range, the source has no reference encoding, it does not offer a row feature,
+        or `like` was made of another source or contradicts a setting.
     DataError
         If a table or the division is not what it must be, or no open or no private users are left.
     ArtifactError
         If `out` exists or cannot be written.
     """
-    settings = _settings(source, features, min_rows, division, split, cold_users, groups, label, row_features, seed)
+    check_instants(cuts, until)
+    wanted: dict[str, Any] = {
+        "features": features,
+        "cold_users": cold_users,
+        "groups": groups,
+        "label": label,
+        "row_features": row_features,
+        "seed": seed,
+    }
+    lender = None
+    if like is not None:
+        lender = Like(like)
+        lender.check(source, division, wanted)
+        wanted = lender.settings
+    split = split if cuts is None else "global-time"
+    settings = _settings(source, min_rows=min_rows, division=division, split=split, **wanted)
+    settings = replace(settings, like=lender, cuts=cuts, until=until)
+    if until is not None:
+        source = before(source, until)
     with publish(Path(out), overwrite=overwrite) as room:
         _write(source, settings, room)
     return Dataset(out)
@@ -116,6 +151,7 @@ def prepare(
 
 def _settings(
     source: Source,
+    *,
     features: Features,
     min_rows: int,
     division: Path | Literal["feature", "random"],
@@ -180,7 +216,9 @@ def _write(source: Source, settings: _Settings, room: Path) -> None:
     coded_users = coded_users.filter(kept).insert_column(
         1, pl.Series("side", side).replace_strict(range(len(SIDES)), SIDES, return_dtype=pl.Enum(SIDES))
     )
-    cuts = cuts_in_time(rows["time"][~rows.random]) if settings.split == "global-time" else None
+    cuts = settings.cuts
+    if cuts is None and settings.split == "global-time":
+        cuts = cuts_in_time(rows["time"][~rows.random])
     held_out = np.zeros(len(ids), dtype=np.bool_)
     held_out[side == OPEN] = draw(ids.filter(pl.Series(side == OPEN)), FOUNDATION_VAL_SHARE, "held-out", settings.seed)
     part = split_rows(rows["user"], rows["time"], rows.random, side, held_out, cuts)
@@ -191,11 +229,15 @@ def _write(source: Source, settings: _Settings, room: Path) -> None:
     label = rows[settings.labels[0]]
     counts = causal_counts(rows["user"], rows["item"], rows["time"], label, part)
     learned = part == Part.FOUNDATION
-    context: list[Encoder] = [*fit_context(counts, learned)] if settings.features == "causal" else []
     of_rows = rows.table.select(f"{ROW}{name}" for name in settings.row_features)
+    context: Sequence[Encoder] = fit_context(counts, learned) if settings.features == "causal" else ()
     row_encoders = fit_rows(of_rows, learned)
+    if settings.like is not None:
+        context, row_encoders = settings.like.context, settings.like.rows
     facts = row_facts(rows["user"], part, side, {name: rows[name] for name in settings.labels})
     facts |= {"rows_read": len(rows) + sum(dropped.values()), "dropped": dropped, "items": len(items)}
+    if settings.like is not None:
+        facts["since"] = settings.like.facts(coded_users, coded_items)
 
     if source.oracle is not None:
         read_oracle(source, rows, ids, items["item_id"]).write_parquet(room / "oracle.parquet")
@@ -251,14 +293,19 @@ def _sides(
     chosen = users.filter(pl.Series(enough))
     ids = chosen["user_id"]
     side = np.full(len(users), -1, dtype=np.int8)
-    if isinstance(settings.division, Path):
-        side[enough] = by_file(ids, settings.division)
+    file = settings.division if isinstance(settings.division, Path) else None
+    if settings.like is not None:
+        side = settings.like.sides(users["user_id"], n_rows, settings.min_rows, file)
+        enough |= side >= 0
+    elif file is not None:
+        side[enough] = by_file(ids, file)
     elif settings.division == "feature" and source.division is not None:
         side[enough] = by_feature(ids, chosen[source.division.feature], source.division, settings.seed)
     else:
         side[enough] = at_random(ids, settings.seed)
     unnamed = enough & (side < 0)
-    side[enough] = make_cold(ids, side[enough], settings.cold_share, settings.seed)
+    if settings.like is None:
+        side[enough] = make_cold(ids, side[enough], settings.cold_share, settings.seed)
     for code in (OPEN, PRIVATE):
         if not (side == code).any():
             where = settings.division if isinstance(settings.division, Path) else source.name
@@ -293,8 +340,8 @@ def _drop_random(rows: Rows, part: NDArray[np.uint8], dropped: dict[str, int]) -
 def _encode_users(
     users: pl.DataFrame, is_open: NDArray[np.bool_], source: Source, settings: _Settings
 ) -> tuple[pl.DataFrame, list[dict[str, Any]], dict[str, dict[str, Any]]]:
-    """Codes of all users, their encoders, and the groups' encoders; fitted on open users only if causal."""
-    columns = [users["user_id"]]
+    """Codes of all users, their encoders, and the groups' encoders; fitted on open users only if causal and new."""
+    columns, like = [users["user_id"]], settings.like
     features, groups = [], {}
     if settings.features == "reference" and source.reference is not None:
         for name in source.reference.user:
@@ -307,11 +354,11 @@ def _encode_users(
     else:
         mask = pl.Series(is_open)
         for feature in source.user_features:
-            encoder = fit(feature, users[feature.name].filter(mask))
+            encoder = like.encoder("user", feature.name) if like else fit(feature, users[feature.name].filter(mask))
             columns.append(pl.Series(f"feature:{feature.name}", encoder.encode(users[feature.name])))
             features.append(encoder.to_json())
         for name in settings.groups:
-            encoder = fit(Feature(name), users[name].filter(mask))
+            encoder = like.group(name) if like else fit(Feature(name), users[name].filter(mask))
             columns.append(pl.Series(f"group:{name}", encoder.encode(users[name])))
             groups[name] = encoder.to_json()
     return pl.DataFrame(columns), features, groups
@@ -320,8 +367,8 @@ def _encode_users(
 def _encode_items(
     items: pl.DataFrame, source: Source, settings: _Settings
 ) -> tuple[pl.DataFrame, list[dict[str, Any]]]:
-    """Codes of all items and their encoders, fitted on the item table."""
-    columns = [items["item_id"]]
+    """Codes of all items and their encoders, if new fitted on the item table."""
+    columns, like = [items["item_id"]], settings.like
     features = []
     if settings.features == "reference" and source.reference is not None:
         for name in source.reference.item:
@@ -330,7 +377,7 @@ def _encode_items(
             features.append(facts)
     else:
         for feature in source.item_features:
-            encoder = fit(feature, items[feature.name])
+            encoder = like.encoder("item", feature.name) if like else fit(feature, items[feature.name])
             columns.append(pl.Series(f"feature:{feature.name}", encoder.encode(items[feature.name])))
             features.append(encoder.to_json())
     return pl.DataFrame(columns), features
@@ -344,7 +391,7 @@ def _warnings(source: Source, settings: _Settings, facts: dict[str, Any]) -> lis
         warnings.append(f"reference features leak: {names} were counted over the whole period of the log")
     if settings.cold_share and not facts["parts"]["cold_test"]:
         warnings.append("no cold user has enough rows to be judged")
-    if source.division is None and settings.division == "random":
+    if source.division is None and settings.division == "random" and settings.like is None:
         warnings.append("no division of users is published for this source: half of the users, drawn, are open")
     return warnings
 
@@ -353,8 +400,12 @@ def _settings_json(settings: _Settings, cuts: tuple[int, int] | None) -> dict[st
     division: dict[str, Any] = {"by": settings.division}
     if isinstance(settings.division, Path):
         division = {"by": "file", **file_facts(settings.division)}
-    row_features = {"row_features": list(settings.row_features)} if settings.row_features else {}
-    return row_features | {
+    if settings.like is not None and not isinstance(settings.division, Path):
+        division = {"by": "like"}
+    asked: dict[str, Any] = {"row_features": list(settings.row_features)} if settings.row_features else {}
+    asked |= {} if settings.until is None else {"until": settings.until}
+    asked |= {} if settings.like is None else {"like": settings.like.dataset.hash}
+    return asked | {
         "features": settings.features,
         "min_rows": settings.min_rows,
         "division": division,

@@ -7,7 +7,7 @@ import json
 import logging
 import operator
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,16 +19,20 @@ from fedpa.durable import write_file
 from fedpa.errors import ArtifactError
 from fedpa.evaluation.sums import ClickSums
 from fedpa.federation.generations import Generations
+from fedpa.federation.intake import MOST_ROWS, Intake
 from fedpa.federation.node import SPLITS
 from fedpa.federation.order import Base, Order, Report, Sums
 from fedpa.federation.server import FRACTION_BITS, Server, Upload
+from fedpa.federation.upload import diverged
+from fedpa.federation.wire import pack_report
 from fedpa.progress import Advance
 from fedpa.settings import Settings
+from fedpa.telemetry import logs as telemetry
 
 if TYPE_CHECKING:
     from fedpa.drivers.driver import Driver
 
-__all__ = ["Coordinator", "Outcome", "checkpoints", "round_line", "split_values"]
+__all__ = ["Coordinator", "Outcome", "checkpoints", "round_line", "saved_round", "server_generations", "split_values"]
 
 _log = logging.getLogger(__name__)
 _STATE = "state.safetensors"
@@ -39,6 +43,26 @@ Accepted = dict[int, int]
 def checkpoints(run: Path) -> Path:
     """Where a run keeps the generations of its server and of the nodes that share its disk."""
     return run / "checkpoints"
+
+
+def server_generations(run: Path, *, sync: bool = True) -> Generations:
+    """The generations of a run's server."""
+    return Generations(checkpoints(run) / "server", "state of a server", sync=sync)
+
+
+def saved_round(run: Path, number: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What was noted of a round that can be gone back to, and `Server.saved` after it.
+
+    Raises
+    ------
+    ArtifactError
+        If the round is not kept, or damaged.
+    """
+    if not (checkpoints(run) / "server").is_dir():
+        raise ArtifactError(f"{run}: keeps no rounds")
+    generations = server_generations(run)
+    about = generations.about(number)
+    return about, _read_state(generations, number)
 
 
 @dataclass
@@ -53,6 +77,8 @@ class Outcome:
         The server's after that round.
     generations : dict of int to int
         Per node, that of what its devices kept by then.
+    kept : dict of int to dict
+        The same for every round that can be gone back to.
     lines : list of dict
         One per round, from 0.
     interrupted : bool
@@ -62,6 +88,7 @@ class Outcome:
     best_round: int
     state: list[Tensor]
     generations: Accepted
+    kept: dict[int, Accepted]
     lines: list[dict[str, Any]]
     interrupted: bool
 
@@ -85,6 +112,10 @@ class Coordinator:
         How many of the last rounds to keep, beside the best.
     sync : bool
         Whether checkpoints outlive a crash of the machine.
+    users : mapping of int to int, optional
+        How many users each node has said that it has; more of them cannot take part.
+    observe : callable, optional
+        Called with what was noted of every round.
     """
 
     def __init__(
@@ -97,15 +128,29 @@ class Coordinator:
         run: str,
         keep_rounds: int = _LEAST_KEPT,
         sync: bool = True,
+        users: Mapping[int, int] | None = None,
+        observe: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
         self.server, self.driver, self.settings, self.folder, self.run_id = server, driver, settings, folder, run
-        self._generations = Generations(checkpoints(folder) / "server", "state of a server", sync=sync)
+        self._generations = server_generations(folder, sync=sync)
         self._keep_rounds = max(_LEAST_KEPT, keep_rounds)
+        self._users = users or {}
+        self._observe = observe
         self.number = 0
         self.lines: list[dict[str, Any]] = []
         self._pending: dict[str, Any] = round_line(0, Upload([], []), settings, 0.0)
         self._accepted: dict[int, Accepted] = {0: {}}  # by round that is kept
         self._best_round, self._best, self._stale = 0, float("-inf"), 0
+
+    def begin_at(self, number: int) -> None:
+        """Write the server's state as that after a round of which every node holds what its devices kept.
+
+        A run that goes on from another one begins there.
+        """
+        self.number = self._best_round = number
+        self._pending = round_line(number, Upload([], []), self.settings, 0.0)
+        self._accepted = {number: dict.fromkeys(self.driver.nodes, number)}
+        self._checkpoint()
 
     def run(self, advance: Advance) -> Outcome:
         """Start or go on, to the end.
@@ -115,6 +160,10 @@ class Coordinator:
         advance : callable
             Called after every round.
         """
+        with telemetry.about(run=self.run_id):
+            return self._run(advance)
+
+    def _run(self, advance: Advance) -> Outcome:
         held = self.driver.start()
         if not self._resume(held):
             self._checkpoint()
@@ -126,12 +175,14 @@ class Coordinator:
                     self.run_id, self.number + 1, tuple(self.server.state), self.server.downlink, train=not last
                 )
                 bases = {node: self._base(node) for node in self.driver.nodes}
-                value = self._evaluate(order, bases)
+                with telemetry.about(round=self.number):
+                    value = self._evaluate(order, bases)
                 if self.number:
                     advance(f"val {self.settings.select} {abs(value):.4f}")
                 if last or (self.settings.patience and self._stale >= self.settings.patience):
                     break
-                self._train(order, bases)
+                with telemetry.about(round=order.number):
+                    self._train(order, bases)
         except KeyboardInterrupt:
             if not self.lines:
                 raise
@@ -145,6 +196,9 @@ class Coordinator:
         values = split_values({name: _added(answers, name) for name in SPLITS})
         line = {**self._pending, "seconds_eval": round(time.perf_counter() - begin, 4), **values}
         self.lines.append(line)
+        _log.info("round completed", extra={"fields": line})
+        if self._observe is not None:
+            self._observe(line)
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         value = self._selected(values["val"])
@@ -156,23 +210,34 @@ class Coordinator:
 
     def _train(self, order: Order, bases: Mapping[int, Base]) -> None:
         begin = time.perf_counter()
-        upload, counted = self._total(order, self.driver.train(order, bases))
+        reports = self.driver.train(order, bases)
+        intake = self._taken(order, reports)
+        upload = intake.total()
         alone = {table.table for table in order.downlink}
         apart = sum(v.size for v in self.server.layout.uploaded if v.table is not None and v.table.name in alone)
         upload.weights_down += apart * upload.participants
         self.server.step(upload)
         self.number = order.number
         before = self._accepted[order.number - 1]
-        self._accepted[self.number] = before | dict.fromkeys(counted, order.number)
+        self._accepted[self.number] = before | dict.fromkeys(intake.accepted, order.number)
         self._pending = round_line(self.number, upload, self.settings, time.perf_counter() - begin)
+        self._pending |= {
+            "nodes": len(intake.accepted),
+            "late": len(bases) - len(reports),
+            "refused": dict(sorted(intake.refused.items())),
+        }
         self._checkpoint()
 
-    def _total(self, order: Order, reports: Mapping[int, Report]) -> tuple[Upload, list[int]]:
-        """The sum of what nodes reported, and whose it is."""
-        total = Upload.empty(self.server.layout, self.settings)
-        for report in reports.values():
-            total += report.upload
-        return total, list(reports)
+    def _taken(self, order: Order, reports: Mapping[int, Report]) -> Intake:
+        """What nodes reported, as far as it can be true."""
+        layout, settings = self.server.layout, self.settings
+        known = {node: self._users.get(node, MOST_ROWS) for node in self.driver.nodes}
+        intake = Intake(layout, settings, order.run, order.number, known)
+        for node, report in reports.items():
+            intake.offer(*pack_report(layout, settings, report), sender=node)
+        if intake.refused["bound"] == len(reports) > 0:
+            raise diverged("of every node")
+        return intake
 
     def _base(self, node: int) -> Base:
         kept = {accepted.get(node, 0) for accepted in self._accepted.values()}
@@ -231,6 +296,13 @@ class Coordinator:
             self._accepted = {n: nodes for n, nodes in accepted.items() if n in found}
             self._best_round, self._stale = about["best_round"], about["stale"]
             self._best = float("-inf") if about["best"] is None else about["best"]
+            best = self._accepted.get(self._best_round)
+            if best is None or any(best.get(n, 0) not in held[n] for n in self.driver.nodes):
+                _log.warning(
+                    "round %d, the best so far: is not whole; the best one from here on is kept", self._best_round
+                )
+                self._accepted.pop(self._best_round, None)
+                self._best_round, self._best, self._stale = number, float("-inf"), 0
             text = "".join(json.dumps(line) + "\n" for line in self.lines)
             (self.folder / "metrics.jsonl").write_text(text, encoding="utf-8")
             return True
@@ -242,14 +314,14 @@ class Coordinator:
         return False
 
     def _state(self, number: int) -> dict[str, Tensor]:
-        return safetensors.torch.load_file(self._generations.path(number) / _STATE)
+        return _read_state(self._generations, number)
 
     def _outcome(self, interrupted: bool) -> Outcome:
         best = self._best_round
         if best != self.number:
             self._generations.about(best)
             self.server.restore(self._state(best))
-        return Outcome(best, list(self.server.state), self._accepted[best], self.lines, interrupted)
+        return Outcome(best, list(self.server.state), self._accepted[best], self._accepted, self.lines, interrupted)
 
     def _selected(self, values: Mapping[str, float | None]) -> float:
         """The validation value that picks the best round; higher is better."""
@@ -263,6 +335,10 @@ class Coordinator:
         if found is None:
             found, sign = values["logloss"], -1.0
         return float(self.number) if found is None else sign * found
+
+
+def _read_state(generations: Generations, number: int) -> dict[str, Tensor]:
+    return safetensors.torch.load_file(generations.path(number) / _STATE)
 
 
 def round_line(number: int, upload: Upload, settings: Settings, seconds: float) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from fedpa.federation.store import Generation, PersonalStore
 from fedpa.federation.touched import TouchedRows
 from fedpa.settings import Settings
 
-__all__ = ["DeviceStore", "gather"]
+__all__ = ["DeviceStore", "gather", "node_generations"]
 
 Ints = npt.NDArray[np.int64]
 Values = npt.NDArray[np.floating]
@@ -107,7 +107,7 @@ class DeviceStore:
             for name, width in cls.table_columns(layout, settings).items()
         }
         store = PersonalStore(users, sum(kinds.values()), settings.dtype, columns)
-        return cls(store, tables, Generations(folder, "what devices keep", sync=sync))
+        return cls(store, tables, node_generations(folder, sync=sync))
 
     @classmethod
     def open(
@@ -248,6 +248,11 @@ class DeviceStore:
         """The stores and their files in a run folder, by table; None is the users' own."""
         found: dict[str | None, tuple[PersonalStore, Path]] = {None: (self.users, folder / "personal.safetensors")}
         return found | {name: (store, self.table_file(folder, name)) for name, store in self.tables.items()}
+
+
+def node_generations(folder: Path, *, sync: bool = True) -> Generations:
+    """The generations of what a node's devices keep."""
+    return Generations(folder, "what devices keep", sync=sync)
 
 
 def gather(folders: Sequence[Path], target: Path, *, sync: bool = True) -> None:

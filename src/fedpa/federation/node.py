@@ -95,6 +95,10 @@ class Node:
         """Its users' item counts, which are summed over nodes before the first round; None if the method has none."""
         return self.method.tally(self.dataset, self._plain)
 
+    def rows(self, tally: Tally | None) -> ShardRows:
+        """Its users' rows as the method reads them, with everybody's item counts."""
+        return self.method.rows(self.foundation, self.dataset, self._plain, tally)
+
     def start(self, tally: Tally | None) -> list[int]:
         """Make the shard, with everybody's item counts; returns the generations that it could start from.
 
@@ -103,12 +107,12 @@ class Node:
         ArtifactError
             If the folder's generations are those of other users.
         """
-        rows = self.method.rows(self.foundation, self.dataset, self._plain, tally)
+        rows = self.rows(tally)
         model = self._model or self.method.model(self.foundation, self.dataset, self.seed, self.device)
         store = Shard.new_store(model, rows, self.method.settings, self.folder, sync=self.sync)
         limits = limits_of(self.foundation)
         self._shard = Shard(model, rows, self.method.settings, store, seed=self.seed, rule=self.method, **limits)
-        store.about = self._about()
+        store.about = self.about()
         store.begin_with_zeros(self._shard.touched)
         held = store.held()
         for number, about in held.items():
@@ -142,6 +146,7 @@ class Node:
         self.shard.store.at(base.generation)
         return self.shard
 
-    def _about(self) -> dict[str, object]:
+    def about(self) -> dict[str, object]:
+        """What is noted with its generations: whose they are."""
         ids = self.dataset.user_ids.gather(self.users)
         return {"node": self.index, "users": hashlib.sha256("\n".join(map(str, ids)).encode()).hexdigest()}

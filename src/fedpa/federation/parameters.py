@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -301,6 +301,14 @@ class Layout:
             self.group_sizes,
             self.tables,
         )
+
+    def with_rows_seen(self) -> Layout:
+        """The layout with scopes that let the server see every single upload."""
+        seen = {
+            name: replace(scope, sees="rows") if scope.kind in _UPLOADED else scope
+            for name, scope in self.scopes.items()
+        }
+        return Layout(self.blocks, seen.__getitem__, self.group_sizes, self.tables)
 
     def parameters(self) -> Iterator[Parameter]:
         """All parameters in order."""

@@ -31,7 +31,7 @@ from fedpa.federation.schedule import (
     row_block,
     shuffled_rows,
 )
-from fedpa.federation.server import FRACTION_BITS, TableRows, Upload, exact_product
+from fedpa.federation.server import FRACTION_BITS, TableRows, Upload, exact_product, vector_name
 from fedpa.federation.touched import TouchedRows
 from fedpa.settings import Settings
 
@@ -285,6 +285,10 @@ class Shard:
                 largest = max(largest, *(abs(float(end)) for end in moved.aminmax()))
             upload.limit(largest * unit * float(counts.sum()))
             upload.sums[index] = exact_product(member, units.mul_(unit).round_(), upload.bound).cpu()
+            if vector.scope.sees == "rows":
+                who, value = (member.T > 0).cpu().nonzero(as_tuple=True)
+                own = vector.take(change[who.to(self.device)]).cpu()
+                upload.seen += (TableRows(vector_name(vector), self.rows.users[users[who]], value.numpy(), own),)
         upload.weights_down += upload.weights_up
         for vector in self.layout.uploaded:
             if vector.table is not None and self.settings.table_mean == "touched":

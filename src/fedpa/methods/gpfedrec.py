@@ -123,6 +123,11 @@ class GraphServer(Server):
 
     def __init__(self, layout: Layout, dtype: torch.dtype, settings: GPFedRecSettings) -> None:
         super().__init__(layout, dtype, settings)
+        if settings.aggregation != "mean":
+            raise ConfigError(
+                f"method gpfedrec: aggregates over a graph of users, not by {settings.aggregation}",
+                "take --set aggregation=mean",
+            )
         self._neighbours = settings.neighbours
 
     def step(self, upload: Upload) -> None:

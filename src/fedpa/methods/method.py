@@ -171,6 +171,8 @@ class FederatedMethod(LocalRule, Method):
             built = self.build_wrapped(foundation, dataset, seed, device)
         else:
             built = self.build(foundation, dataset, seed, device)
+        if self.settings.visible == "rows":
+            built.layout = built.layout.with_rows_seen()
         if not self.settings.personal_bias:
             return built
         return WithPersonalBias(built, max(1, len(foundation.labels)) if isinstance(foundation, Wrapped) else 1)

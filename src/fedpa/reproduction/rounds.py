@@ -195,20 +195,20 @@ class _Devices:
             return self._shard
         if self.redraw and number > 1:
             self._rows = self._of(self._draw(number))
-        room = self._room(number)
-        room.mkdir(parents=True)
         settings = self.method.settings
-        touched = Shard.touched_rows(self.model, self._rows) if self._keeps else {}
-        made = DeviceStore.create(room, self.model.layout, touched, len(self._rows.users), settings)
-        if self._store is not None:
-            made.users = self._store.users
-        self._store = made
+        if self._store is None or self._keeps:
+            touched = Shard.touched_rows(self.model, self._rows) if self._keeps else {}
+            made = DeviceStore.create(self._room(number), self.model.layout, touched, len(self._rows.users), settings)
+            if self._store is not None:
+                made.users = self._store.users
+            self._store = made
         self._shard = Shard(self.model, self._rows, settings, self._store, seed=self.task.seed, rule=self.method)
         return self._shard
 
     def forget_copies(self, number: int) -> None:
-        """Delete the own copies of a round."""
-        shutil.rmtree(self._room(number), ignore_errors=True)
+        """Delete the own copies of a round; what users keep beside them stays readable while it is open."""
+        if self._keeps:
+            shutil.rmtree(self._room(number))
 
     def _room(self, number: int) -> Path:
         return self.folder / f"round-{number}"

@@ -1,0 +1,228 @@
+"""A data set cut into one folder for the server and one for each node, which hold what each of them may know."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from fedpa.artifacts import publish
+from fedpa.data.dataset import OPEN, PRIVATE, Dataset, Part
+from fedpa.data.derive import row_facts, write_derived_manifest, write_rows
+from fedpa.data.encode import Numeric, from_json
+from fedpa.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fedpa.federation.parameters import Layout
+
+__all__ = [
+    "SERVER",
+    "ShardFacts",
+    "check_sharded",
+    "node_folder",
+    "private_users",
+    "shard",
+    "shard_facts",
+    "user_numbers",
+]
+
+SERVER = "server"
+"""Name of the server's folder."""
+
+_NUMBER = "number"
+Ints = NDArray[np.int64]
+
+
+class ShardFacts(NamedTuple):
+    """What a folder of a divided data set says of the whole.
+
+    Attributes
+    ----------
+    source : str
+        Hash of the data set that was divided.
+    shards : int
+        How many nodes there are.
+    node : int or None
+        Number of the node, from 0; None for the server.
+    private_users : int
+        Private users of all nodes together.
+    """
+
+    source: str
+    shards: int
+    node: int | None
+    private_users: int
+
+
+class _Tables(NamedTuple):
+    """The tables of the data set that is divided, with each user's side."""
+
+    users: pl.DataFrame
+    interactions: pl.DataFrame
+    part: NDArray[np.uint8]
+    user: NDArray[np.uint32]
+    counted: pl.DataFrame | None
+    oracle: NDArray[np.float64] | None
+
+
+def node_folder(node: int) -> str:
+    """Name of a node's folder."""
+    return f"node-{node}"
+
+
+def shard_facts(dataset: Dataset) -> ShardFacts | None:
+    """What a folder that `shard` wrote says of the whole; None for any other data set."""
+    found = dataset.manifest["settings"].get("shard")
+    return None if found is None else ShardFacts(**found)
+
+
+def private_users(dataset: Dataset) -> int:
+    """Private users of all shards together, for rates that depend on how many there are."""
+    facts = shard_facts(dataset)
+    return int(np.count_nonzero(dataset.side == PRIVATE)) if facts is None else facts.private_users
+
+
+def user_numbers(dataset: Dataset) -> Ints:
+    """Number of every user in the data set that was divided [n_users]; their own numbers where none was."""
+    if shard_facts(dataset) is None:
+        return np.arange(dataset.n_users)
+    return dataset._column("users.parquet", _NUMBER).to_numpy().astype(np.int64)
+
+
+def check_sharded(dataset: Dataset, layout: Layout) -> None:
+    """Refuse a method that names single users to the server, on data whose users have numbers of their own.
+
+    Raises
+    ------
+    ConfigError
+        If `dataset` is a shard and one of the method's scopes lets the server see rows.
+    """
+    if shard_facts(dataset) is not None and any(scope.sees == "rows" for scope in layout.scopes.values()):
+        raise ConfigError(
+            f"{dataset.path}: is a shard, whose users are numbered from 0 on every node, and the method's server tells "
+            "users apart by their numbers",
+            "adapt on the whole data set, or choose a method whose server sees sums alone",
+        )
+
+
+def shard(dataset: Dataset, out: Path | str, *, shards: int, overwrite: bool = False) -> dict[str, Path]:
+    """Write a folder for the server and one for each node; each is a data set folder of its own.
+
+    A node's private users are a contiguous range of all private users in the order of their ids, as even as can be, and
+    all rows of these. The counts that its rows hold were taken before, so that of open users it needs two rows alone:
+    their first and last in time, which bound the periods of item counts (`fedpa.federation.tally.Tally`). A node trains
+    and scores its users' rows with them to the bit as the whole data set does; it cannot count the catalogue anew, as
+    `recommend` does: for that devices have the counts that `fedpa export` writes. The server's folder has the open
+    users with their rows and not one private user. Items, codes, groups and encoders are in every folder. Cold users,
+    who stand for people who have not come yet, are in none.
+
+    Parameters
+    ----------
+    dataset : Dataset
+    out : Path
+        Folder to write: ``server``, ``node-0``, ``node-1`` and so on. It appears when it is complete.
+    shards : int
+        Number of nodes, from 1 to the number of private users.
+    overwrite : bool
+        Replace `out` if it exists.
+
+    Returns
+    -------
+    dict of str to Path
+        The folders by name, the server's first.
+
+    Raises
+    ------
+    ConfigError
+        If `shards` is out of range, or the data set is a shard already.
+    ArtifactError
+        If `out` exists or cannot be written.
+    """
+    if shard_facts(dataset) is not None:
+        raise ConfigError(f"{dataset.path}: is a shard of a data set already", "divide the data set it was made from")
+    private = np.flatnonzero(dataset.side == PRIVATE)
+    if not 1 <= shards <= len(private):
+        raise ConfigError(f"shards: found {shards}, expected 1 to {len(private):,}, the number of private users")
+    out = Path(out)
+    facts = {"source": dataset.hash, "shards": shards, "private_users": len(private)}
+    tables = _read(dataset)
+    opened = dataset.rows(Part.FOUNDATION, Part.FOUNDATION_VAL)
+    time = dataset.time[opened]
+    ends = np.unique(opened[[time.argmin(), time.argmax()]]) if len(opened) else opened
+    with publish(out, overwrite=overwrite) as room:
+        users = np.flatnonzero(dataset.side == OPEN)
+        rows = np.flatnonzero(dataset.side[dataset.user] == OPEN)
+        _write(dataset, tables, room / SERVER, users, rows, facts | {"node": None}, "open users alone: for a server")
+        for node, own in enumerate(np.array_split(private, shards)):
+            rows = _rows_of(dataset, own)
+            users = np.union1d(own, dataset.user[ends])
+            note = "some private users, and two rows of open ones: for a node"
+            here = facts | {"node": node}
+            _write(dataset, tables, room / node_folder(node), users, np.union1d(rows, ends), here, note)
+    return {name: out / name for name in (SERVER, *map(node_folder, range(shards)))}
+
+
+def _rows_of(dataset: Dataset, users: Ints) -> Ints:
+    """Rows of some users [rows], ascending."""
+    begin, end = dataset.user_starts[users], dataset.user_starts[users + 1]
+    each = end - begin
+    first = np.repeat(begin - (np.cumsum(each) - each), each)
+    return first + np.arange(len(first))
+
+
+def _read(dataset: Dataset) -> _Tables:
+    drawn = "counted.parquet" in dataset.manifest["files"]
+    return _Tables(
+        pl.read_parquet(dataset.path / "users.parquet"),
+        pl.read_parquet(dataset.path / "interactions.parquet"),
+        dataset.part,
+        dataset.user,
+        pl.read_parquet(dataset.path / "counted.parquet") if drawn else None,
+        dataset.oracle,
+    )
+
+
+def _write(
+    dataset: Dataset, tables: _Tables, room: Path, users: Ints, rows: Ints, facts: Mapping[str, Any], note: str
+) -> None:
+    """Write the folder of some users, ascending, and some of their rows, ascending."""
+    room.mkdir()
+    local = np.zeros(dataset.n_users, dtype=np.uint32)
+    local[users] = np.arange(len(users), dtype=np.uint32)
+    user, part, side = local[tables.user[rows]], tables.part[rows], dataset.side[users]
+    numbers = pl.Series(_NUMBER, users.astype(np.uint32))
+    tables.users[users].with_columns(numbers).write_parquet(room / "users.parquet")
+    (room / "items.parquet").write_bytes((dataset.path / "items.parquet").read_bytes())
+    interactions = tables.interactions[rows].with_columns(pl.Series("user", user))
+    write_rows(room, interactions, part)
+    if tables.counted is not None:
+        _counted(tables.counted, dataset, users, PRIVATE if facts["node"] is not None else OPEN, local).write_parquet(
+            room / "counted.parquet"
+        )
+    if tables.oracle is not None:
+        pl.DataFrame({"probability": tables.oracle[rows]}).write_parquet(room / "oracle.parquet")
+    labels = {name: interactions.get_column(name).to_numpy() for name in dataset.label_names}
+    encoders = (from_json(content) for content in dataset.manifest["features"]["context"])
+    write_derived_manifest(
+        room,
+        dataset,
+        raw=(),  # hashes of raw files hang on everybody's rows
+        settings=dataset.manifest["settings"] | {"shard": dict(facts)},
+        counts=row_facts(user, part, side, labels) | {"rows_read": len(rows), "dropped": {}, "items": dataset.n_items},
+        context=[encoder for encoder in encoders if isinstance(encoder, Numeric)],
+        notes=[note],
+    )
+
+
+def _counted(
+    counted: pl.DataFrame, dataset: Dataset, users: Ints, side: int, local: NDArray[np.uint32]
+) -> pl.DataFrame:
+    """Rows that were really shown to those of some users who are of a side."""
+    chosen = np.zeros(dataset.n_users, np.bool_)
+    chosen[users[dataset.side[users] == side]] = True
+    user = counted.get_column("user").to_numpy()
+    return counted.filter(pl.Series(chosen[user])).with_columns(pl.Series("user", local[user[chosen[user]]]))

@@ -1,0 +1,160 @@
+"""Ray of our own on this machine, or a cluster that was there before; left as it was found."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import secrets
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+from fedpa.errors import ConfigError
+
+__all__ = ["Cluster", "import_ray"]
+
+_log = logging.getLogger(__name__)
+_ADDRESS = re.compile(r"auto|[^\s/]+:\d{1,5}")
+_STORE_BYTES = 256 << 20
+_REACH_SECONDS = 5.0
+_PATH_LENGTH = 40  # a socket's path may have 107 characters, and Ray appends some 65
+_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+_TOKEN = secrets.token_hex(32)
+
+
+def import_ray() -> Any:
+    """Ray, or an error that says how to install it.
+
+    Raises
+    ------
+    ConfigError
+    """
+    try:
+        import ray
+    except ImportError:
+        raise ConfigError("driver ray: needs Ray, which is not installed", 'pip install "fedpa[ray]"') from None
+    return ray
+
+
+class Cluster:
+    """A connection to Ray.
+
+    Without an address it is the one that this process has, or Ray of our own: on loopback, with a token that only it
+    knows, without dashboard and usage reports, and gone after `leave`. A cluster that was there before stays.
+
+    Parameters
+    ----------
+    address : str or None
+        ``auto`` for the cluster that runs on this machine, or ``host:port``.
+    cpus : int
+        How many the actors need together.
+
+    Attributes
+    ----------
+    ray : module
+    owned : bool
+        Whether it was started here.
+
+    Raises
+    ------
+    ConfigError
+        If Ray is not installed, or there is no such cluster, or it is too small.
+    """
+
+    def __init__(self, address: str | None, cpus: int) -> None:
+        if address is not None and not _ADDRESS.fullmatch(address):
+            raise ConfigError(
+                f"address {address!r}: expected auto or host:port, as `ray start --head` prints it",
+                "run fedpa on a machine of the cluster; the Ray Client (ray://) is not used",
+            )
+        self._before = dict(os.environ)
+        self._folder: str | None = None
+        self.owned = self._joined = False
+        if address is None and not _is_connected():
+            self._start(cpus)
+        else:
+            self.ray = import_ray()
+            if address is not None and not self.ray.is_initialized():
+                self._join(address)
+            self._check(cpus)
+
+    def leave(self, *, keep_logs: bool = False) -> None:
+        """Disconnect, and end what was started here."""
+        if self._joined:
+            self.ray.shutdown()
+            self._joined = False
+        if self.owned:
+            os.environ.update({key: value for key, value in self._before.items() if key in _local_environment()})
+            for key in _local_environment().keys() - self._before.keys():
+                os.environ.pop(key, None)
+        if self._folder is not None and keep_logs:
+            _log.warning("Ray's logs, since actors died: %s", self._folder)
+        elif self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder = None
+
+    def _start(self, cpus: int) -> None:
+        environment = _local_environment()
+        if "ray" in sys.modules:  # it has read where to listen already
+            environment = {key: value for key, value in environment.items() if key not in _LOOPBACK}
+        for key, value in environment.items():
+            os.environ.setdefault(key, value)
+        self.ray = import_ray()
+        folder = tempfile.mkdtemp(prefix="fedpa-ray-")
+        short = len(folder) <= _PATH_LENGTH
+        self._folder = folder
+        self.ray.init(
+            address="local",
+            num_cpus=max(cpus, os.cpu_count() or 1),
+            num_gpus=None,
+            include_dashboard=False,
+            object_store_memory=_STORE_BYTES,
+            log_to_driver=False,
+            configure_logging=False,
+            logging_level=logging.WARNING,
+            **({"_temp_dir": folder} if short else {}),
+        )
+        self.owned = self._joined = True
+
+    def _join(self, address: str) -> None:
+        if address != "auto":
+            host, _, port = address.rpartition(":")
+            try:
+                socket.create_connection((host.strip("[]"), int(port)), _REACH_SECONDS).close()
+            except (OSError, OverflowError) as error:
+                raise _unreachable(address, error) from error
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        try:
+            self.ray.init(address=address, log_to_driver=False, configure_logging=False, logging_level=logging.WARNING)
+        except (OSError, RuntimeError, ValueError, self.ray.exceptions.RayError) as error:
+            raise _unreachable(address, error) from error
+        self._joined = True
+
+    def _check(self, cpus: int) -> None:
+        found = int(self.ray.cluster_resources().get("CPU", 0))
+        if found < cpus:
+            self.leave()
+            raise ConfigError(
+                f"the Ray cluster has {found} CPUs, the shards need {cpus}",
+                "choose fewer shards or threads, or start more nodes with `ray start --address`",
+            )
+
+
+def _is_connected() -> bool:
+    return "ray" in sys.modules and bool(import_ray().is_initialized())
+
+
+def _local_environment() -> Mapping[str, str]:
+    return {**_LOOPBACK, **_QUIET, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN}
+
+
+def _unreachable(address: str, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"address {address!r}: no Ray cluster answers there ({error})",
+        "start one with `ray start --head`, and give the address that it prints",
+    )

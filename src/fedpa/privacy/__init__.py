@@ -1,0 +1,1 @@
+"""What keeps a server from learning more than sums."""
