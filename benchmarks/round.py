@@ -5,7 +5,8 @@
 Everything that is compared is measured in one run, in turn, and the best of a few repetitions is taken, since the
 machine's speed drifts. ``--plain FOUNDATION`` measures a second foundation in turn with the first, such as one that
 reads no past. ``--scale 10000,100000,1000000`` adds synthetic users with 8 rows each, every size in a process of its
-own, with its peak memory; their pasts are read by the light reader.
+own, with its peak memory; their pasts are read by the light reader, and a round includes the checkpoint of what devices
+keep, on the disk.
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedpa import load_dataset, load_foundation
-from fedpa.adaptation import split_values
 from fedpa.data.dataset import Dataset, Part
 from fedpa.data.past import Past
 from fedpa.data.statistics import Counted
+from fedpa.federation.coordinator import split_values
+from fedpa.federation.node import split_sums
 from fedpa.federation.rows import ShardRows
 from fedpa.federation.server import Server
 from fedpa.federation.shard import Shard
@@ -88,7 +90,7 @@ def real_data(
             if beside is not None:
                 plain.append(timed(lambda n=number: beside[1].step(beside[0].round(beside[1].state, n))))  # type: ignore[misc]
             train.append(timed(lambda n=number: server.step(shard.round(server.state, n))))  # type: ignore[misc]
-            evaluate.append(timed(lambda: split_values(rows, shard.scores(server.state))))
+            evaluate.append(timed(lambda: split_values(split_sums(rows, shard.scores(server.state)))))
             bottom.append(timed(floor.run))
             loop.append(timed(lambda: plain_loop(model, shard, server, loop_users)) / loop_users)
     users = int((rows.train > 0).sum())
@@ -251,7 +253,7 @@ def one_size(users: int) -> dict[str, Any]:
     reading = time.perf_counter() - begin
     rows = replace(rows, dense=dense)
     with tempfile.TemporaryDirectory() as folder:
-        store = Shard.new_store(model, rows, method.settings, Path(folder))
+        store = Shard.new_store(model, rows, method.settings, Path(folder), sync=True)
         shard = Shard(model, rows, method.settings, store, seed=0)
         server = Server(model.layout, torch.float32)
         seconds = [timed(lambda n=n: server.step(shard.round(server.state, n))) for n in range(2)]  # type: ignore[misc]

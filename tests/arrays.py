@@ -151,6 +151,8 @@ def toy(
 
 
 CPU = torch.device("cpu")
+SET = 999_999
+"""Generation of what a test writes into a store by hand, so that no round has its number."""
 
 
 def toy_foundation(
@@ -237,9 +239,7 @@ def toy_engine(
     tally = functools.reduce(operator.add, tallies) if tallies else None
     for number, plain in enumerate(every):
         rows = method.rows(foundation, data, plain, tally)
-        room = folder / str(number)
-        room.mkdir(parents=True)
-        store = Shard.new_store(model, rows, settings, room)
+        store = Shard.new_store(model, rows, settings, folder / str(number))
         shards.append(Shard(model, rows, settings, store, seed=seed, rule=method, **limits))
     return ToyEngine(data, foundation, method, model, shards, method.server(model.layout))
 

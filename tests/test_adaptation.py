@@ -61,7 +61,9 @@ def test_every_round_is_noted(run: Run, made: Small) -> None:
     fields = {"round", "participants", "train_loss", "seconds_train", "seconds_eval", "bytes_up", "bytes_down"}
     trained = len(np.unique(made.dataset.user[made.dataset.rows("train")]))
     for line in run.history:
-        assert set(line) == fields | {"train", "val", "test"}
+        taken = {"nodes", "late", "refused"} if line["round"] else set()
+        assert set(line) == fields | taken | {"train", "val", "test"}
+        assert not taken or (line["nodes"], line["late"], line["refused"]) == (1, 0, {})
         assert line["participants"] == (trained if line["round"] else 0)
         assert line["seconds_train"] >= 0 < line["seconds_eval"]
         for split in ("train", "val", "test"):
@@ -170,6 +172,7 @@ def test_the_summary(run: Run, made: Small) -> None:
     assert config["foundation"] == {"path": str(made.foundation_path.resolve()), "hash": made.foundation.hash}
     assert config["settings"]["lr"] == QUICK["lr"]
     assert sorted(path.name for path in run.path.iterdir()) == [
+        "checkpoints",
         "config.yaml",
         "metrics.jsonl",
         "personal.safetensors",
@@ -190,22 +193,25 @@ def test_the_best_round_is_returned(made: Small, tmp_path: Path, select: str) ->
     here = rows.part == Part.VAL
     y, p = rows.labels.numpy()[here], found.scores[here]
     best = found.history[found.summary["best_round"]]
-    assert roc_auc_score(y, p) == pytest.approx(best["val"]["auc"], abs=1e-9)
+    assert roc_auc_score(y, p) == pytest.approx(best["val"]["auc"], abs=1e-4)  # from 10,000 bins of the score
     assert sklearn_log_loss(y, p.astype(float)) == pytest.approx(best["val"]["logloss"], abs=1e-6)
 
 
+SELECTED = "fedpa.federation.coordinator.Coordinator._selected"
+
+
 def feed(values: list[float]) -> Callable[..., float]:
-    """An AUC that is what the test wants, round by round: for train, val and test."""
-    flat = iter([value for value in values for _ in range(3)])
-    return lambda *_: next(flat)
+    """The validation value that the test wants, round by round."""
+    wanted = iter(values)
+    return lambda *_: next(wanted)
 
 
 def test_a_best_round_in_the_middle(made: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the second of five rounds had been the best: the same bytes as two rounds give."""
-    monkeypatch.setattr("fedpa.adaptation.auc", feed([0.5, 0.6, 0.9, 0.7, 0.8, 0.85]))
+    monkeypatch.setattr(SELECTED, feed([0.5, 0.6, 0.9, 0.7, 0.8, 0.85]))
     found = go(made, tmp_path / "five", select="auc", rounds=5)
     assert found.summary["best_round"] == 2
-    monkeypatch.setattr("fedpa.adaptation.auc", feed([0.5, 0.6, 0.9]))
+    monkeypatch.setattr(SELECTED, feed([0.5, 0.6, 0.9]))
     two = go(made, tmp_path / "two", select="auc", rounds=2)
     assert two.summary["best_round"] == 2
     for name in ("shared.safetensors", "personal.safetensors"):
@@ -213,13 +219,13 @@ def test_a_best_round_in_the_middle(made: Small, tmp_path: Path, monkeypatch: py
 
 
 def test_early_stopping(made: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedpa.adaptation.auc", feed([0.5, 0.6, 0.6, 0.55, 0.9, 0.9]))
+    monkeypatch.setattr(SELECTED, feed([0.5, 0.6, 0.6, 0.55, 0.9, 0.9]))
     found = go(made, tmp_path / "stops", select="auc", rounds=5, patience=2)
     assert (found.summary["rounds"], found.summary["best_round"]) == (3, 1)
-    monkeypatch.setattr("fedpa.adaptation.auc", feed([0.5, 0.6, 0.6, 0.55, 0.9, 0.9]))
+    monkeypatch.setattr(SELECTED, feed([0.5, 0.6, 0.6, 0.55, 0.9, 0.9]))
     found = go(made, tmp_path / "goes on", select="auc", rounds=5, patience=3)
     assert (found.summary["rounds"], found.summary["best_round"]) == (5, 4)
-    monkeypatch.setattr("fedpa.adaptation.auc", feed([0.9] + [0.5] * 9))
+    monkeypatch.setattr(SELECTED, feed([0.9] + [0.5] * 9))
     found = go(made, tmp_path / "never", select="auc", rounds=4, patience=0)
     assert (found.summary["rounds"], found.summary["best_round"]) == (4, 0)
 
@@ -288,10 +294,11 @@ def test_baselines_run_too(made: Small, tmp_path: Path) -> None:
         assert found.summary["rounds"] == 0
         assert found.summary["bytes_up_per_user_round"] == 0
         assert [line["round"] for line in found.history] == [0]
-        assert found.evaluate("test")["auc"] == found.summary["splits"]["test"]["auc"]
+        binned = found.summary["splits"]["test"]["auc"]  # from 10,000 bins of the score
+        assert found.evaluate("test")["auc"] == pytest.approx(binned, abs=1e-4)
         assert load_run(found.path, foundation=made.foundation).evaluate("val")["rows"] > 0
     assert frozen.summary["splits"]["test"]["auc"] == pytest.approx(
-        roc_auc_score(*_labels_and_scores(frozen)), abs=1e-9
+        roc_auc_score(*_labels_and_scores(frozen)), abs=1e-4
     )
 
 

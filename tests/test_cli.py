@@ -184,8 +184,8 @@ def test_evaluate_shows_the_yardsticks(world: World) -> None:
     assert [*found["yardsticks"]] == ["two counters", "frozen foundation", "FedPA", "oracle"]
     assert pl.read_parquet(found["predictions"]).equals(run.predictions())
     assert {path.name for path in world.run.iterdir()} == {
-        "config.yaml", "metrics.jsonl", "personal.safetensors", "predictions.parquet", "shared.safetensors",
-        "summary.json",
+        "checkpoints", "config.yaml", "metrics.jsonl", "personal.safetensors", "predictions.parquet",
+        "shared.safetensors", "summary.json",
     }  # fmt: skip
     text = fedpa("evaluate", world.run).stdout
     assert all(name in text for name in ("two counters", "frozen foundation", "FedPA", "oracle", "GAUC", "log-loss"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -172,7 +173,7 @@ def test_faults_of_tables(raw: Path, tmp_path: Path, change: Callable[[Path], No
         (("--features", "casual"), ("Invalid value for '--features'", "'causal', 'reference'")),
         (("--split", "random"), ("Invalid value for '--split'", "'per-user', 'global-time'")),
         (("--min-rows", "five"), ("Invalid value for '--min-rows'", "valid integer")),
-        (("--minrows", 5), ("No such option: --minrows",)),
+        (("--minrows", 5), ("No such option", "--minrows")),
     ],
 )
 def test_faults_of_options(raw: Path, tmp_path: Path, options: tuple[object, ...], names: tuple[str, ...]) -> None:
@@ -242,7 +243,7 @@ def test_a_split_of_one_class_lacks_metrics_and_is_no_fault(raw: Path, tmp_path:
         (("--device", "nonsense"), ("device 'nonsense' cannot be used here", "To fix it: use --device cpu")),
         (("--device", "meta"), ("device 'meta' cannot be used here", "To fix it: use --device cpu")),
         (("--seed", "one"), ("Invalid value for '--seed'", "valid integer")),
-        (("--rounds", 3), ("No such option: --rounds",)),
+        (("--rounds", 3), ("No such option", "--rounds")),
     ],
 )
 def test_faults_of_an_adaptation(
@@ -484,7 +485,7 @@ def test_a_full_disk(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPat
             "save_file",
             full,
         ),
-        "adapt": (adapt, safetensors.torch, "save_file", full),
+        "adapt": (adapt, os, "fsync", full),
         "store": (adapt, os, "posix_fallocate", full),
     }
     arguments, place, name, writer = commands[verb]
@@ -493,16 +494,23 @@ def test_a_full_disk(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (out / "mine").touch()
         arguments = (*arguments, "--overwrite")
     monkeypatch.setattr(place, name, writer)
-    refused(*arguments, names=(f"error: {out}: could not be written", "No space left on device", "free some space"))
+    # A run is written beside its place, and the error names the file.
+    what = rf"{out}\.unfinished/\S+" if verb in ("adapt", "store") else f"{out}"
+    text = refused(*arguments, names=("No space left on device", "free some space"))
+    assert re.match(f"error: {what}: could not be written", text), text
     left = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*"))
     assert left == (["out", "out/mine"] if overwrite else [])
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_a_full_disk_leaves_a_run_as_it_was(copy: World, monkeypatch: pytest.MonkeyPatch) -> None:
     moved = ("--dataset", copy.dataset, "--foundation", copy.foundation)
     user = int(load_dataset(copy.dataset).user_ids[int(load_run(copy.run).rows.users[0])])
     fedpa("evaluate", copy.run, *moved)
-    before = {path.name: path.read_bytes() for path in copy.run.iterdir()}
+    before = contents(copy.run)
     names = ("could not be written", "No space left on device", "To fix it: free some space")
     with monkeypatch.context() as patch:
         patch.setattr(pl.DataFrame, "write_parquet", full_in_polars)
@@ -510,7 +518,7 @@ def test_a_full_disk_leaves_a_run_as_it_was(copy: World, monkeypatch: pytest.Mon
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "copyfile", full)
         refused("forget", copy.run, "--user", user, *moved, names=("personal.safetensors", *names))
-    assert {path.name: path.read_bytes() for path in copy.run.iterdir()} == before
+    assert contents(copy.run) == before
 
 
 def test_ctrl_c_keeps_the_best_round_so_far(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -530,7 +538,7 @@ def test_ctrl_c_keeps_the_best_round_so_far(world: World, tmp_path: Path, monkey
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     monkeypatch.undo()
     metrics = answer("evaluate", tmp_path / "run")["metrics"]
-    assert metrics["auc"] == pytest.approx(summary["splits"]["test"]["auc"], abs=1e-9)
+    assert metrics["auc"] == pytest.approx(summary["splits"]["test"]["auc"], abs=1e-4)  # of bins
     assert load_run(tmp_path / "run").rows.part.max() == Part.TEST
 
 

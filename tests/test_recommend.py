@@ -209,7 +209,7 @@ def test_an_unknown_value_has_a_note(tmp_path_factory: pytest.TempPathFactory) -
 
 def test_those_who_never_took_part_have_a_note(made: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rising = itertools.count()
-    monkeypatch.setattr("fedpa.adaptation.auc", lambda *_: next(rising))
+    monkeypatch.setattr("fedpa.federation.coordinator.Coordinator._selected", lambda *_: next(rising))
     found = adapt(
         made.foundation, made.dataset, out=tmp_path / "run", participation=0.2, select="auc", **(QUICK | {"rounds": 1})
     )

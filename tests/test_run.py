@@ -17,6 +17,7 @@ from sklearn.metrics import roc_auc_score
 from fedpa.adaptation import adapt
 from fedpa.data.dataset import COLD, OPEN, PRIVATE, Dataset, Part
 from fedpa.errors import ArtifactError, ConfigError, DataError
+from fedpa.federation.device import node_generations
 from fedpa.federation.rows import ShardRows
 from fedpa.methods import FrozenFoundation
 from fedpa.models.foundation import Foundation
@@ -261,12 +262,23 @@ def own_run(made: Small, folder: Path) -> Run:
     return adapt(made.foundation, made.dataset, out=folder / "run", foundation_path=made.foundation_path, **QUICK)
 
 
+def kept_rounds(run: Run) -> dict[int, Any]:
+    """What the devices kept after each round that can be gone back to; none of it is damaged."""
+    generations = node_generations(run.path / "checkpoints" / "node-0")
+    assert [*generations.good()] == generations.numbers()
+    return {
+        number: safetensors.numpy.load_file(generations.path(number) / "personal.safetensors")["personal"].copy()
+        for number in generations.numbers()
+    }
+
+
 def test_forgetting(made: Small, tmp_path: Path) -> None:
     found = own_run(made, tmp_path)
     data, users = made.dataset, found.rows.users
     gone, kept = (data.user_ids[int(users[local])] for local in (3, 4))
     before, lists = found.scores.copy(), [found.recommend(user, 10) for user in (gone, kept)]
     stored = safetensors.numpy.load_file(found.path / "personal.safetensors")["personal"].copy()
+    rounds = kept_rounds(found)
     report = found.forget(gone)
     assert report["erased"] == np.count_nonzero(stored[3]) > 100
     assert "averages" in report["cannot_undo"]
@@ -282,10 +294,17 @@ def test_forgetting(made: Small, tmp_path: Path) -> None:
     left = safetensors.numpy.load_file(found.path / "personal.safetensors")["personal"]
     assert not left[3].any()
     assert (np.delete(left, 3, 0) == np.delete(stored, 3, 0)).all()
-    assert stored[3].tobytes() not in (found.path / "personal.safetensors").read_bytes()
+    for number, values in kept_rounds(found).items():
+        assert not values[3].any()
+        assert (np.delete(values, 3, 0) == np.delete(rounds[number], 3, 0)).all()
+    written = [values[3].tobytes() for values in (stored, *rounds.values()) if values[3].any()]
+    assert len({*written}) > 1, "what the user had in another round is to be gone too"
+    files = [path.read_bytes() for path in found.path.rglob("*") if path.is_file()]
+    assert not any(mine in content for mine in written for content in files)
     assert load_run(found.path).summary["forgotten"] == 1
     assert found.forget(gone)["erased"] == 0
     assert sorted(path.name for path in found.path.iterdir()) == [
+        "checkpoints",
         "config.yaml",
         "metrics.jsonl",
         "personal.safetensors",

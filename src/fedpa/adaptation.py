@@ -310,7 +310,7 @@ class Job:
             **({"continues": self.config["continues"]} if "continues" in self.config else {}),
             **summary,
         }
-        replace(self.room / "summary.json", to_json(content).encode(), sync=self.sync)
+        replace(self.room / "summary.json", to_json(content).encode(), sync=False)
         finish(self.room, target, sync=self.sync)
         run = Run(target, foundation=self.foundation, dataset=self.dataset)
         run.temporary = keep
@@ -357,13 +357,13 @@ class Job:
         # One key: safetensors writes several in a random order.
         label = {"foundation": self.foundation.hash if self.foundation else ""}
         named = safetensors.torch.save(server.named(), label)
-        replace(self.room / "shared.safetensors", named, sync=self.sync)
+        replace(self.room / "shared.safetensors", named, sync=False)  # all of it is synced at the end
         best = []
         for node in sorted(driver.nodes):
             generations = node_generations(self.plan.node_folder(node), sync=self.sync)
             best.append(generations.path(outcome.generations.get(node, 0)))
             generations.keep(accepted.get(node, 0) for accepted in outcome.kept.values())
-        gather(best, self.room, sync=self.sync)
+        gather(best, self.room)
         return self._summary(outcome, model.layout.sizes_by_scope())
 
     def _driver(self, model: AdaptedModel) -> Driver:
@@ -374,6 +374,7 @@ class Job:
             engine = self.config["engine"]
             return RayDriver(plan, address=engine["address"], deadline=engine["deadline"])
         known: dict[str, Any] = {"dataset": self.dataset, "foundation": self.foundation, "model": model}
+        known["method"] = self.method
         return LocalDriver([plan.node(index, **known) for index in range(plan.shards)])
 
     @cached_property
@@ -394,7 +395,7 @@ class Job:
 
     def _summary(self, outcome: Outcome, scopes: dict[str, int]) -> dict[str, Any]:
         text = "".join(json.dumps(line) + "\n" for line in outcome.lines)
-        replace(self.room / "metrics.jsonl", text.encode(), sync=self.sync)
+        replace(self.room / "metrics.jsonl", text.encode(), sync=False)
         best = next(line for line in outcome.lines if line["round"] == outcome.best_round)
         rounds = [line for line in outcome.lines if line["participants"]]
         took_part = sum(line["participants"] for line in rounds)

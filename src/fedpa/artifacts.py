@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from fedpa.durable import sync_folder
 from fedpa.errors import ArtifactError
 
 __all__ = [
@@ -122,15 +123,23 @@ def publish(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
         shutil.rmtree(room, ignore_errors=True)
 
 
-def take_place(room: Path, out: Path) -> None:
-    """Give a complete folder its name, in place of the one that has it, if there is one."""
+def take_place(room: Path, out: Path, *, sync: bool = False) -> None:
+    """Give a complete folder its name, in place of the one that has it, if there is one; with `sync`, for good."""
+    old = None
     if out.exists():
         old = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".old", dir=out.parent))
         out.rename(old / "old")
+    try:
         room.rename(out)
+    except OSError:
+        if old is not None:
+            (old / "old").rename(out)
+            old.rmdir()
+        raise
+    if sync:
+        sync_folder(out.parent)
+    if old is not None:
         shutil.rmtree(old)
-    else:
-        room.rename(out)
 
 
 @contextlib.contextmanager
@@ -165,7 +174,8 @@ def explained(
         if not isinstance(error, OSError) and os.strerror(errno.ENOSPC) not in str(error):
             raise
         raise ArtifactError(
-            f"{out}: could not be written ({getattr(error, 'strerror', None) or error})",
+            f"{getattr(error, 'filename', None) or out}: could not be written "
+            f"({getattr(error, 'strerror', None) or error})",
             fix,
         ) from error
 

@@ -21,7 +21,7 @@ from fedpa.artifacts import read_manifest, replace_file, write_json
 from fedpa.data.dataset import COLD, Dataset, Part
 from fedpa.errors import ArtifactError, ConfigError, DataError
 from fedpa.evaluation.report import click_report
-from fedpa.federation.coordinator import checkpoints
+from fedpa.federation.coordinator import checkpoints, erase_downlink
 from fedpa.federation.device import DeviceStore, node_generations
 from fedpa.federation.node import divided
 from fedpa.federation.rows import ShardRows
@@ -317,6 +317,7 @@ class Run:
             touched = Shard.touched_rows(self.model, self.rows)
             erased = self._store(touched).erase(self.path, int(local[0]), touched)
             self._erase_generations(int(local[0]), touched)
+            erase_downlink(self.path, number)
         self.summary["forgotten"] = int(self.summary.get("forgotten", 0)) + 1
         with replace_file(self.path / "summary.json") as fresh:
             write_json(fresh, self.summary)

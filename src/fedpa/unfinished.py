@@ -13,17 +13,21 @@ from typing import Any
 import yaml
 
 from fedpa.artifacts import explained, take_place
-from fedpa.durable import replace, sync_folder
+from fedpa.durable import make_folder, replace, sync_file, sync_folder
 from fedpa.errors import ArtifactError
 
 __all__ = ["claimed", "finish", "new_room", "read_config", "room_of", "write_config"]
 
-_CONFIG, _LOCK = "config.yaml", ".lock"
+_CONFIG, _LOCK, _SUFFIX, _CHECKPOINTS = "config.yaml", ".lock", ".unfinished", "checkpoints"
 
 
 def room_of(target: Path) -> Path:
     """Where a run lives until it is finished: beside the folder that it will be."""
-    return target.with_name(f"{target.name}.unfinished")
+    return target.with_name(target.name + _SUFFIX)
+
+
+def _go_on(room: Path) -> str:
+    return f"go on with fedpa adapt --resume {room.with_name(room.name.removesuffix(_SUFFIX))}"
 
 
 def new_room(target: Path, *, overwrite: bool) -> Path:
@@ -39,15 +43,18 @@ def new_room(target: Path, *, overwrite: bool) -> Path:
         raise ArtifactError(f"{target}: already exists", "choose another folder or add --overwrite")
     if target.exists() and not target.is_dir():
         raise ArtifactError(f"{target}: is a file, expected a folder to write", "choose another name")
-    if room.exists() and not overwrite:
+    begun = (room / _CONFIG).exists()
+    if begun and not overwrite:
         raise ArtifactError(
-            f"{room}: an unfinished run is there", f"go on with it: --resume {target}; or start anew with --overwrite"
+            f"{room}: an unfinished run is there", f"{_go_on(room)}; or start anew with --overwrite"
         )
     try:
         if room.exists():
             with claimed(room):
                 shutil.rmtree(room)
-        room.mkdir(parents=True)
+        if not room.parent.exists():
+            make_folder(room.parent)
+        room.mkdir()
     except OSError as error:
         raise ArtifactError(f"{target.parent}: cannot write here ({error.strerror})") from error
     return room
@@ -74,7 +81,9 @@ def claimed(room: Path) -> Iterator[None]:
         except OSError as error:
             raise ArtifactError(f"{room}: another process works on this run", "wait for it, or stop it") from error
         try:
-            with explained(room, "free some space; if rounds were completed, go on with fedpa adapt --resume"):
+            with explained(room, "free some space or mend the disk; if rounds were completed, " + _go_on(room)):
+                for folder in (room, room.parent):  # a process that was killed may not have come to it
+                    sync_folder(folder)
                 yield
         except BaseException:
             if not any(int(place.name) for place in room.glob("checkpoints/server/[0-9]*")):
@@ -86,7 +95,8 @@ def claimed(room: Path) -> Iterator[None]:
 
 def write_config(room: Path, config: dict[str, Any]) -> None:
     """Note what is adapted to what, and how."""
-    replace(room / _CONFIG, yaml.safe_dump(config, sort_keys=True).encode())
+    # Its name is on the disk before the first round is: the folder of checkpoints is synced with it.
+    replace(room / _CONFIG, yaml.safe_dump(config, sort_keys=True).encode(), sync_name=False)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -116,7 +126,10 @@ def finish(room: Path, target: Path, *, sync: bool) -> None:
     """Give a finished run its name, for good."""
     (room / _LOCK).unlink(missing_ok=True)
     if sync:
-        sync_folder(room)
-    take_place(room, target)
-    if sync:
-        sync_folder(target.parent)
+        for folder, folders, files in os.walk(room):
+            if Path(folder) == room and _CHECKPOINTS in folders:
+                folders.remove(_CHECKPOINTS)  # each round of theirs was synced
+            for name in files:
+                sync_file(Path(folder, name))
+            sync_folder(Path(folder))
+    take_place(room, target, sync=sync)

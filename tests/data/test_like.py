@@ -17,7 +17,7 @@ from fedpa.data.statistics import COUNTS
 from fedpa.errors import ConfigError, DataError
 
 DAY = 100
-CUTS = {"cuts": (4 * DAY, 5 * DAY), "until": 6 * DAY}
+CUTS: dict[str, Any] = {"cuts": (4 * DAY, 5 * DAY), "until": 6 * DAY}
 
 
 def make(

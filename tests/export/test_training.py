@@ -69,7 +69,7 @@ def shard_of_one(device: Exported, local: int, folder: Path) -> Shard:
     )
     rows = method.rows(run.foundation, run.dataset, rows, run.rows.tally)
     store = Shard.new_store(run.model, rows, method.settings, folder)
-    store.begin(np.array([0]), Shard.touched_rows(run.model, rows))
+    store.begin(np.array([0]), Shard.touched_rows(run.model, rows), 0)
     store.write(np.array([0]), run.recommender.shard.store.read(np.array([local])))
     store.commit()
     return Shard(run.model, rows, method.settings, store, seed=run.config["seed"], rule=method)

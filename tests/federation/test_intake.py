@@ -27,14 +27,16 @@ from fedpa.methods import find_method
 from fedpa.settings import Settings
 
 RUN, NUMBER, NODES, USERS = "5eed", 3, 4, 22
-SPECS = ("fedpa", "gpfedrec", "fedavg")
+SPECS = ("fedpa", "fedpa seen", "gpfedrec", "fedavg")
+SEEN = ("fedpa seen", "gpfedrec")
 
 
 class Round:
     """The honest uploads of one round of a method, and whatever they may be turned into."""
 
     def __init__(self, spec: str, **values: Any) -> None:
-        method = find_method(spec).configured("default", values)
+        name, seen = spec.split(maxsplit=1)[0], {"visible": "rows"} if spec.endswith("seen") else {}
+        method = find_method(name).configured("default", seen | values)
         data = toy(USERS, np.arange(USERS) % 5 + 4)
         parts = np.array_split(np.arange(USERS), NODES)
         with tempfile.TemporaryDirectory() as folder:
@@ -220,7 +222,7 @@ def damaged(draw: Number, spec: str, node: int) -> tuple[str, Any, Any]:
         return "header", (None, [], 3, "report", b"")[draw(5)], arrays
     if odd == 1:
         return "names", header, (None, [], 3, "report")[draw(4)]
-    if odd == 2 and spec == "gpfedrec":
+    if odd == 2 and spec in SEEN:
         reason = sorted(ROWS)[draw(3)]
         ROWS[reason][draw(len(ROWS[reason]))](header, arrays, draw, around)
         return reason, header, arrays
@@ -261,12 +263,12 @@ def test_the_sum_of_the_honest_is_unchanged_among_bad_uploads(data: st.DataObjec
 
 
 @pytest.mark.parametrize(
-    ("spec", "reason"), [*((s, r) for s in SPECS for r in DAMAGES), ("gpfedrec", "value"), ("gpfedrec", "rows")]
+    ("spec", "reason"), [*((s, r) for s in SPECS for r in DAMAGES), *((s, r) for s in SEEN for r in ("value", "rows"))]
 )
 def test_every_damage_is_refused_for_its_reason(spec: str, reason: str) -> None:
     """Each of them alone, on a fresh round, with many choices of what it draws."""
     rng = np.random.default_rng(0)
-    more = ROWS.get(reason, []) if spec == "gpfedrec" else []
+    more = ROWS.get(reason, []) if spec in SEEN else []
     for damage in [*DAMAGES.get(reason, []), *more]:
         for _ in range(20):
             intake = honest(spec).intake()

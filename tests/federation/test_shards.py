@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from arrays import CPU, Array, ArrayDataset, ToyEngine, toy, toy_engine
+from arrays import CPU, SET, Array, ArrayDataset, ToyEngine, toy, toy_engine
 from fedpa.data.dataset import Part
 from fedpa.errors import FedpaError
 from fedpa.federation.parameters import PERSONAL, SHARED, Block, Layout, Parameter, Table, group
@@ -277,7 +277,6 @@ def test_rows_of_a_table_move_by_the_mean_of_those_who_touched_them(
     upload = Upload.empty(model.layout, settings)
     for number, users in enumerate([np.array([0]), np.array([1])] if apart else [np.array([0, 1])]):
         rows = ShardRows.of(data, users, dtype=torch.float64, device=CPU)
-        (tmp_path / str(number)).mkdir()
         store = Shard.new_store(model, rows, settings, tmp_path / str(number))
         upload += Shard(model, rows, settings, store, seed=0).round(server.state, 1)
     server.step(upload)
@@ -305,7 +304,7 @@ def test_nothing_personal_or_frozen_is_in_the_upload(tmp_path: Path) -> None:
     engine = toy_engine(tmp_path, data, FedPA(AdapterSettings(**values)))
     layout, shard = engine.model.layout, engine.shards[0]
     sentinels = (np.arange(5 * layout.personal_size, dtype=np.float32) + 1000.5).reshape(5, -1) * 1e-4
-    shard.store.begin(np.arange(5), shard.touched)
+    shard.store.begin(np.arange(5), shard.touched, SET)
     shard.store.write(np.arange(5), sentinels)
     shard.store.commit()
     assert isinstance(engine.model, WithPersonalBias)

@@ -13,7 +13,7 @@ import pytest
 import safetensors.numpy
 import torch
 
-from arrays import Array, ArrayDataset, ToyEngine, toy, toy_engine
+from arrays import SET, Array, ArrayDataset, ToyEngine, toy, toy_engine
 from fedpa.adaptation import adapt
 from fedpa.data.dataset import COLD, OPEN, Part
 from fedpa.evaluation.metrics import auc, log_loss
@@ -153,7 +153,7 @@ def sentinels(engine: ToyEngine) -> list[Array]:
     users = np.arange(len(shard.rows.users))
     drawn = np.random.default_rng(0)
     found = [drawn.uniform(0.05, 0.15, (len(users), layout.personal_size)).astype(np.float32)]
-    shard.store.begin(users, shard.touched)
+    shard.store.begin(users, shard.touched, SET)
     row = shard.store.read(users)
     row[:, : layout.personal_size] = found[0]
     shard.store.write(users, row)
@@ -404,7 +404,7 @@ def test_a_run_is_saved_loaded_and_forgets(
 ) -> None:
     # The last round is the best, whatever it is like: the first one has nothing to forget.
     better = itertools.count()
-    monkeypatch.setattr("fedpa.adaptation._selected", lambda *_: float(next(better)))
+    monkeypatch.setattr("fedpa.federation.coordinator.Coordinator._selected", lambda *_: float(next(better)))
     name, _, preset = spec.partition("+")
     values = {**SHAPES.get(name, {}), "rounds": 2, "patience": 0, "lr": 0.01, "batch_size": 64, "keep_optimizer": True}
     dataset = made.dataset

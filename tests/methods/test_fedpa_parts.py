@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from arrays import CPU, ArrayDataset, ToyEngine, catalogue, newcomer, toy, toy_engine, toy_foundation
+from arrays import CPU, SET, ArrayDataset, ToyEngine, catalogue, newcomer, toy, toy_engine, toy_foundation
 from fedpa.errors import ConfigError
 from fedpa.federation.rows import group_values
 from fedpa.methods import compared_specs, title_of
@@ -75,7 +75,7 @@ def set_parts(engine: ToyEngine, chosen: dict[str, Tensor]) -> None:
     for name, view in layout.personal.split(kept).items():
         if name in chosen:
             view.copy_(chosen[name])
-    shard.store.begin(np.arange(USERS), shard.touched)
+    shard.store.begin(np.arange(USERS), shard.touched, SET)
     shard.store.write(np.arange(USERS), kept.numpy())
     shard.store.commit()
 

@@ -125,3 +125,10 @@ def test_masks_of_a_long_vector_begin_like_those_of_a_short_one() -> None:
     for vector in (long, short):
         add_masks(vector, [(b"k" * 32, 1)])
     assert (long[:17] == short).all()
+
+
+@pytest.mark.parametrize("size", [1, 16383, 16384, 16385, 32769])
+def test_masks_cover_the_whole_vector(size: int) -> None:
+    vector = words(np.zeros(size, np.int64))
+    add_masks(vector, [(b"k" * 32, 1)])
+    assert vector.all()

@@ -186,13 +186,16 @@ def test_shares_of_another_session_are_refused(tmp_path: Path) -> None:
         group.answer(1, INPUT, requests[1])
 
 
+@pytest.mark.parametrize("place", [0, 5, -1])  # the holder's number, the secret, its padding
 @pytest.mark.parametrize("kind", ["seed", "key"])
-def test_one_wrong_share_is_found_and_done_without_or_said(tmp_path: Path, kind: str) -> None:
+def test_one_wrong_share_is_found_and_done_without_or_said(tmp_path: Path, kind: str, place: int) -> None:
     def altered(phase: str, node: int, message: Message) -> Message:
         if phase == UNMASK and node == 1:
             for name, content in message.arrays.items():
                 if name.startswith(kind) and isinstance(content, bytes):
-                    message.arrays[name] = content[:-1] + bytes([content[-1] ^ 1])
+                    wrong = bytearray(content)
+                    wrong[place] ^= 64
+                    message.arrays[name] = bytes(wrong)
         return message
 
     vectors = drawn(7, 9)

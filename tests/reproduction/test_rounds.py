@@ -82,7 +82,6 @@ def test_what_devices_keep_is_carried_from_round_to_round(name: str, ratings: Ra
     data = training_rows(ratings, task.pool, seed=0, round_number=1)
     rows = ShardRows.of(data, dtype=torch.float32, device=torch.device("cpu"))
     model = method.model(None, data, 0, torch.device("cpu"))
-    (tmp_path / "plain").mkdir()
     store = Shard.new_store(model, rows, method.settings, tmp_path / "plain")
     shard = Shard(model, rows, method.settings, store, seed=0, rule=method)
     server = method.server(model.layout)

@@ -15,7 +15,7 @@ from fedpa.errors import ArtifactError, ConfigError
 from fedpa.methods import FederatedMethod
 from fedpa.models.foundation import Foundation
 from fedpa.run import Run
-from fedpa.unfinished import claimed, new_room, room_of
+from fedpa.unfinished import claimed, new_room
 
 __all__ = ["continue_run"]
 
@@ -99,8 +99,6 @@ def continue_run(
     model = _foundation(run, foundation, migrate)
     if model is not None:
         model.check(dataset)
-    keep = tempfile.TemporaryDirectory(prefix="fedpa-") if out is None else None
-    target = Path(out if keep is None else f"{keep.name}/run")  # type: ignore[arg-type]
     first = int(run.history[-1]["round"])
     config = _config(run, dataset, model, foundation_path, first, settings)
     given = {
@@ -113,11 +111,13 @@ def continue_run(
     }
     config["engine"] = _engine(run, {name: value for name, value in given.items() if value is not None})
     method = type(run.method)(run.method.settings_type.checked(config["settings"], f"method {run.method.name}"))
-    job = Job(room_of(target), config, method, model, dataset, sync=keep is None)
+    job = Job(Path(), config, method, model, dataset, sync=out is not None)
     job.check()
     start = Start(run, job, first, migrate=migrate)
-    room = new_room(target, overwrite=overwrite)
-    with claimed(room):
+    keep = tempfile.TemporaryDirectory(prefix="fedpa-") if out is None else None
+    target = Path(out if keep is None else f"{keep.name}/run")  # type: ignore[arg-type]
+    job.room = new_room(target, overwrite=overwrite)
+    with claimed(job.room):
         start.write()
         job.watch(metrics_file, metrics_port)
         return job.run(target, progress, keep)

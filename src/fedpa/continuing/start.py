@@ -79,7 +79,8 @@ class Start:
         config = self.job.config
         server = self.method.server(self.model.layout)
         carry_server(self._server(), server, self.carried)
-        known: dict[str, Any] = {"dataset": self.job.dataset, "foundation": self.job.foundation, "model": self.model}
+        known: dict[str, Any] = {"method": self.method, "model": self.model}
+        known |= {"dataset": self.job.dataset, "foundation": self.job.foundation}
         nodes = [self.job.plan.node(index, **known) for index in range(self.job.plan.shards)]
         with_state = self._devices(nodes, server.state)
         facts = self.where.facts

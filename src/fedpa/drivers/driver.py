@@ -74,23 +74,33 @@ class Plan:
     sync: bool = True
 
     def node(
-        self, index: int, *, dataset: Dataset | None = None, foundation: Foundation | None = None, **known: Any
+        self,
+        index: int,
+        *,
+        method: FederatedMethod | None = None,
+        dataset: Dataset | None = None,
+        foundation: Foundation | None = None,
+        **known: Any,
     ) -> Node:
         """One of the nodes; what is at hand already is given, the rest is loaded.
+
+        A model that is given goes with the method that made it.
 
         Raises
         ------
         ConfigError
             If the method does not run on nodes.
         """
-        found = find_method(self.method)
-        if not issubclass(found, FederatedMethod):
-            raise ConfigError(f"method {found.name}: has no federation, so there is nothing to divide among nodes")
+        if method is None:
+            found = find_method(self.method)
+            if not issubclass(found, FederatedMethod):
+                raise ConfigError(f"method {found.name}: has no federation, so there is nothing to divide among nodes")
+            method = found(found.settings_type.checked(self.settings, f"method {found.name}"))
         if foundation is None and self.foundation is not None:
             foundation = open_foundation(self.foundation)
         data = dataset or load_dataset(Path(self.dataset))
         return Node(
-            found(found.settings_type.checked(self.settings, f"method {found.name}")),
+            method,
             foundation,
             data,
             seed=self.seed,

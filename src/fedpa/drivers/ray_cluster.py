@@ -8,9 +8,9 @@ import re
 import secrets
 import shutil
 import socket
+import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
 from typing import Any
 
 from fedpa.errors import ConfigError
@@ -20,7 +20,7 @@ __all__ = ["Cluster", "import_ray"]
 _log = logging.getLogger(__name__)
 _ADDRESS = re.compile(r"auto|[^\s/]+:\d{1,5}")
 _STORE_BYTES = 256 << 20
-_REACH_SECONDS = 5.0
+_REACH_SECONDS, _HEALTH_SECONDS = 5.0, 30.0
 _PATH_LENGTH = 40  # a socket's path may have 107 characters, and Ray appends some 65
 _LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
@@ -72,26 +72,27 @@ class Cluster:
                 f"address {address!r}: expected auto or host:port, as `ray start --head` prints it",
                 "run fedpa on a machine of the cluster; the Ray Client (ray://) is not used",
             )
-        self._before = dict(os.environ)
+        self._set: list[str] = []  # variables of the environment that were not there before
         self._folder: str | None = None
         self.owned = self._joined = False
         if address is None and not _is_connected():
             self._start(cpus)
-        else:
-            self.ray = import_ray()
-            if address is not None and not self.ray.is_initialized():
-                self._join(address)
-            self._check(cpus)
+            return
+        self.ray = import_ray()
+        if not self.ray.is_initialized():
+            self._join(str(address))
+        elif address not in (None, "auto", found := self.ray.get_runtime_context().gcs_address):
+            raise ConfigError(f"address {address!r}: this process is connected to the Ray cluster at {found}")
+        self._check(cpus)
 
     def leave(self, *, keep_logs: bool = False) -> None:
         """Disconnect, and end what was started here."""
         if self._joined:
             self.ray.shutdown()
             self._joined = False
-        if self.owned:
-            os.environ.update({key: value for key, value in self._before.items() if key in _local_environment()})
-            for key in _local_environment().keys() - self._before.keys():
-                os.environ.pop(key, None)
+        for key in self._set:
+            os.environ.pop(key, None)
+        self._set = []
         if self._folder is not None and keep_logs:
             _log.warning("Ray's logs, since actors died: %s", self._folder)
         elif self._folder is not None:
@@ -99,35 +100,33 @@ class Cluster:
         self._folder = None
 
     def _start(self, cpus: int) -> None:
-        environment = _local_environment()
-        if "ray" in sys.modules:  # it has read where to listen already
-            environment = {key: value for key, value in environment.items() if key not in _LOOPBACK}
-        for key, value in environment.items():
-            os.environ.setdefault(key, value)
-        self.ray = import_ray()
-        folder = tempfile.mkdtemp(prefix="fedpa-ray-")
-        short = len(folder) <= _PATH_LENGTH
-        self._folder = folder
-        self.ray.init(
-            address="local",
-            num_cpus=max(cpus, os.cpu_count() or 1),
-            num_gpus=None,
-            include_dashboard=False,
-            object_store_memory=_STORE_BYTES,
-            log_to_driver=False,
-            configure_logging=False,
-            logging_level=logging.WARNING,
-            **({"_temp_dir": folder} if short else {}),
-        )
+        # What has imported Ray before has read where it listens.
+        wanted = {**({} if "ray" in sys.modules else _LOOPBACK), **_QUIET, "RAY_AUTH_MODE": "token"}
+        for key, value in {**wanted, "RAY_AUTH_TOKEN": _TOKEN}.items():
+            if key not in os.environ:
+                os.environ[key] = value
+                self._set.append(key)
+        self._folder = tempfile.mkdtemp(prefix="fedpa-ray-")
+        try:
+            self.ray = import_ray()
+            self.ray.init(
+                address="local",
+                num_cpus=max(cpus, os.cpu_count() or 1),
+                include_dashboard=False,
+                object_store_memory=_STORE_BYTES,
+                log_to_driver=False,
+                configure_logging=False,
+                logging_level=logging.WARNING,
+                **({"_temp_dir": self._folder} if len(self._folder) <= _PATH_LENGTH else {}),
+            )
+        except BaseException:
+            self.leave()
+            raise
         self.owned = self._joined = True
 
     def _join(self, address: str) -> None:
         if address != "auto":
-            host, _, port = address.rpartition(":")
-            try:
-                socket.create_connection((host.strip("[]"), int(port)), _REACH_SECONDS).close()
-            except (OSError, OverflowError) as error:
-                raise _unreachable(address, error) from error
+            _reach(address)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
             self.ray.init(address=address, log_to_driver=False, configure_logging=False, logging_level=logging.WARNING)
@@ -145,16 +144,26 @@ class Cluster:
             )
 
 
+def _reach(address: str) -> None:
+    """Refuse an address where no cluster answers: Ray itself would end this process after minutes."""
+    host, _, port = address.rpartition(":")
+    command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _REACH_SECONDS).close()
+        subprocess.run(command, capture_output=True, check=True, timeout=_HEALTH_SECONDS)
+    except (OSError, OverflowError, subprocess.SubprocessError) as error:
+        raise _unreachable(address, error) from error
+
+
 def _is_connected() -> bool:
     return "ray" in sys.modules and bool(import_ray().is_initialized())
 
 
-def _local_environment() -> Mapping[str, str]:
-    return {**_LOOPBACK, **_QUIET, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN}
-
-
 def _unreachable(address: str, error: Exception) -> ConfigError:
+    reason = (
+        "it is no Ray cluster, or does not take our token" if isinstance(error, subprocess.SubprocessError) else error
+    )
     return ConfigError(
-        f"address {address!r}: no Ray cluster answers there ({error})",
+        f"address {address!r}: no Ray cluster answers there ({reason})",
         "start one with `ray start --head`, and give the address that it prints",
     )

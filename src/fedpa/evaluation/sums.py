@@ -141,7 +141,8 @@ class ClickSums:
         pairs = self.clicks * (self.rows - self.clicks)
         if not pairs:
             return None, None
-        below = np.cumsum(others) - others
+        filled = np.flatnonzero(clicks)
+        below, others, clicks = (np.cumsum(others) - others)[filled], others[filled], clicks[filled]
         # Python integers: pair counts of many millions of rows pass 2^63.
         same = sum(a * b for a, b in zip(clicks.tolist(), others.tolist(), strict=True))
         won = sum(a * b for a, b in zip(clicks.tolist(), below.tolist(), strict=True))

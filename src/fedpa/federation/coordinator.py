@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import safetensors.torch
 from torch import Tensor
 
-from fedpa.durable import write_file
+from fedpa.durable import append, replace, write_file
 from fedpa.errors import ArtifactError
 from fedpa.evaluation.sums import ClickSums
 from fedpa.federation.generations import Generations
@@ -32,7 +32,16 @@ from fedpa.telemetry import logs as telemetry
 if TYPE_CHECKING:
     from fedpa.drivers.driver import Driver
 
-__all__ = ["Coordinator", "Outcome", "checkpoints", "round_line", "saved_round", "server_generations", "split_values"]
+__all__ = [
+    "Coordinator",
+    "Outcome",
+    "checkpoints",
+    "erase_downlink",
+    "round_line",
+    "saved_round",
+    "server_generations",
+    "split_values",
+]
 
 _log = logging.getLogger(__name__)
 _STATE = "state.safetensors"
@@ -63,6 +72,30 @@ def saved_round(run: Path, number: int) -> tuple[dict[str, Any], dict[str, Tenso
     generations = server_generations(run)
     about = generations.about(number)
     return about, _read_state(generations, number)
+
+
+def erase_downlink(run: Path, user: int) -> None:
+    """Take what one user, by number, was to receive out of every round that a run keeps.
+
+    Raises
+    ------
+    ArtifactError
+        If a round is damaged.
+    """
+    if not (checkpoints(run) / "server").is_dir():
+        return
+    generations = server_generations(run)
+    for number in generations.numbers():
+        about, saved = generations.about(number), _read_state(generations, number)
+        sent = [name.removesuffix(".users") for name in saved if name.endswith(".users")]
+        kept = {name: saved[f"{name}.users"] != user for name in sent}
+        if all(bool(here.all()) for here in kept.values()):
+            continue
+        for name, here in kept.items():
+            saved |= {f"{name}.{part}": saved[f"{name}.{part}"][here] for part in ("users", "ids", "values")}
+        draft = generations.draft(number)
+        write_file(draft.path / _STATE, safetensors.torch.save(saved), sync=False)
+        draft.publish(about)
 
 
 @dataclass
@@ -199,8 +232,7 @@ class Coordinator:
         _log.info("round completed", extra={"fields": line})
         if self._observe is not None:
             self._observe(line)
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        append(self.folder / "metrics.jsonl", f"{json.dumps(line)}\n".encode())
         value = self._selected(values["val"])
         if value > self._best:
             self._best, self._best_round, self._stale = value, self.number, 0
@@ -304,7 +336,7 @@ class Coordinator:
                 self._accepted.pop(self._best_round, None)
                 self._best_round, self._best, self._stale = number, float("-inf"), 0
             text = "".join(json.dumps(line) + "\n" for line in self.lines)
-            (self.folder / "metrics.jsonl").write_text(text, encoding="utf-8")
+            replace(self.folder / "metrics.jsonl", text.encode(), sync=False)
             return True
         if self._generations.numbers():
             raise ArtifactError(

@@ -255,8 +255,8 @@ def node_generations(folder: Path, *, sync: bool = True) -> Generations:
     return Generations(folder, "what devices keep", sync=sync)
 
 
-def gather(folders: Sequence[Path], target: Path, *, sync: bool = True) -> None:
-    """Put the generations of a run's nodes together, in the order of their users.
+def gather(folders: Sequence[Path], target: Path) -> None:
+    """Put the generations of a run's nodes together, in the order of their users; not synced yet.
 
     Parameters
     ----------
@@ -264,12 +264,10 @@ def gather(folders: Sequence[Path], target: Path, *, sync: bool = True) -> None:
         One generation of each node.
     target : Path
         The run's folder.
-    sync : bool
-        Whether the files outlive a crash of the machine.
     """
     for path in sorted(folders[0].glob("personal*.safetensors")):
         if len(folders) == 1:
-            link(path, target / path.name, sync=sync)
+            link(path, target / path.name)
             continue
         parts = [Generation(folder / path.name) for folder in folders]
         users, fresh = sum(part.shape[0] for part in parts), target / f".{path.name}.new"
@@ -279,6 +277,4 @@ def gather(folders: Sequence[Path], target: Path, *, sync: bool = True) -> None:
         for part in parts:
             whole.copy_rows(part, np.arange(part.shape[0]), begin)
             begin += part.shape[0]
-        if sync:
-            whole.flush()
-        rename(fresh, target / path.name, sync=sync)
+        rename(fresh, target / path.name, sync=False)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fedpa.artifacts import FORMAT_VERSION, sha256
-from fedpa.durable import rename, sync_file, sync_folder, write_file
+from fedpa.durable import make_folder, rename, sync_file, sync_folder, write_file
 from fedpa.errors import ArtifactError
 
 __all__ = ["MANIFEST", "Draft", "Generations"]
@@ -64,7 +64,7 @@ class Draft:
             "files": files,
             "about": dict(about),
         }
-        body = json.dumps(manifest, sort_keys=True, allow_nan=False).encode()
+        body = json.dumps(manifest, allow_nan=False).encode()
         line = b"\n" + hashlib.sha256(body).hexdigest().encode()
         write_file(self.path / MANIFEST, body + line, sync=sync)
         if sync:
@@ -95,7 +95,7 @@ class Generations:
 
     def __init__(self, folder: Path, kind: str, *, sync: bool = True) -> None:
         self.folder, self.kind, self.sync = folder, kind, sync
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder, sync=sync)
         for left in folder.iterdir():
             if left.name.startswith(".") and left.suffix in (_PARTIAL, _GONE):
                 shutil.rmtree(left, ignore_errors=True)

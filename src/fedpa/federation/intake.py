@@ -146,6 +146,9 @@ class Intake:
             self._check_sums(where, sums, weights, report.upload)
             if vector.scope.sees == "rows":
                 self._check_rows(where, vector, pieces[vector_name(vector)], sums, weights, report.upload)
+        users = {int(user) for one in report.upload.seen for user in np.unique(one.users)}
+        if len(users) > report.upload.participants:
+            raise Refused("rows", f"node {node}: rows of more users than took part")
         return report
 
     def _mass(self, upload: Upload) -> int:
@@ -195,8 +198,6 @@ class Intake:
         once = vector.table is None  # a user is in one row of what is shared or grouped
         if not good or not (ahead if once else ahead | (same & (ids[1:] > ids[:-1]))).all():
             raise Refused("rows", f"{where}: rows that do not exist, or not in order")
-        if int(ahead.sum()) + bool(len(users)) > upload.participants:
-            raise Refused("rows", f"{where}: rows of more users than took part")
         if self.settings.weighting == "users":
             self._check_rows_make(where, piece, sums.reshape(rows, width), weights, upload)
 

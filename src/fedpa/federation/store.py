@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from fedpa.durable import write_file
+from fedpa.durable import naming, write_file
 from fedpa.errors import ArtifactError
 
 __all__ = ["Generation", "PersonalStore"]
@@ -88,13 +88,14 @@ class Generation:
         ).encode()
         header += b" " * (-(8 + len(header)) % 64)
         write_file(path, struct.pack("<Q", len(header)) + header, sync=False)
-        file = os.open(path, os.O_WRONLY)
-        try:
-            os.ftruncate(file, 8 + len(header) + length)
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file, 0, 8 + len(header) + length)
-        finally:
-            os.close(file)
+        with naming(path):
+            file = os.open(path, os.O_WRONLY)
+            try:
+                os.ftruncate(file, 8 + len(header) + length)
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file, 0, 8 + len(header) + length)
+            finally:
+                os.close(file)
         return cls(path, writable=True)
 
     @property
@@ -124,12 +125,13 @@ class Generation:
         values = np.ascontiguousarray(values, self._array.dtype)
         width = self._array.shape[1] * values.itemsize
         edges = [0, *(np.flatnonzero(np.diff(rows) != 1) + 1).tolist(), len(rows)]
-        for begin, end in itertools.pairwise(edges):
-            rest = values[begin:end].data.cast("B")
-            place = self._offset + int(rows[begin]) * width
-            while rest:
-                done = os.pwrite(self._file, rest, place)
-                rest, place = rest[done:], place + done
+        with naming(self.path):
+            for begin, end in itertools.pairwise(edges):
+                rest = values[begin:end].data.cast("B")
+                place = self._offset + int(rows[begin]) * width
+                while rest:
+                    done = os.pwrite(self._file, rest, place)
+                    rest, place = rest[done:], place + done
 
     def copy_rows(self, other: Generation, rows: Rows, place: int = 0) -> None:
         """Copy rows from another generation, a few thousand at a time, to `place` rows further on."""
@@ -139,7 +141,8 @@ class Generation:
 
     def flush(self) -> None:
         """Have the written rows on the disk before this returns."""
-        os.fsync(self._file)
+        with naming(self.path):
+            os.fsync(self._file)
 
     def _release(self, touched: int) -> None:
         self._touched += touched

@@ -19,10 +19,16 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from fedpa.federation.form import PROTOCOL, Arrays, Message, Refused
 
-__all__ = ["KINDS", "Letter", "of_record", "to_record"]
+__all__ = ["EVERYBODY", "KINDS", "UNSTARTED", "Letter", "of_record", "packed", "to_record", "unpacked"]
 
 KINDS = ("prepare", "start", "round", "finish")
 """What a node may be asked: for its item counts; to be ready; to score and train; to keep what the run came to."""
+
+EVERYBODY = -1
+"""In place of a node's number, on the sum of all nodes' item counts."""
+
+UNSTARTED = "has not started this run"
+"""What a node says that never had, or lost, what a run needs."""
 
 _NAME = "fedpa"
 _TEXT = 1 << 20
@@ -50,8 +56,8 @@ class Letter:
     parts: tuple[Message, ...] = ()
 
 
-def to_record(letter: Letter) -> RecordDict:
-    """A letter as the content of a Flower message."""
+def packed(letter: Letter) -> tuple[str, bytes]:
+    """A letter as text and one block of bytes."""
     text = json.dumps(
         {
             "protocol": PROTOCOL,
@@ -68,7 +74,35 @@ def to_record(letter: Letter) -> RecordDict:
             arrays[str(place)] = np.frombuffer(squeezed, np.uint8)
         else:
             arrays |= {f"{place}/{name}": np.ascontiguousarray(array) for name, array in own.items()}
-    block = safetensors.numpy.save(arrays)
+    return text, safetensors.numpy.save(arrays)
+
+
+def unpacked(text: object, block: bytes) -> Letter:
+    """What `packed` packed; its arrays are views of the block.
+
+    Raises
+    ------
+    Refused
+        ``header``, ``protocol`` or ``shape`` if it is not of this form; what its parts hold is not asked.
+    """
+    if not isinstance(text, str) or len(text) > _TEXT:
+        raise Refused("header", "not a letter")
+    try:
+        found = json.loads(text)
+        arrays = safetensors.numpy.load(block)
+    except (ValueError, RecursionError, KeyError, TypeError, safetensors.SafetensorError) as error:
+        raise Refused("header", "a letter that cannot be read") from error
+    if not isinstance(found, dict) or found.get("protocol") != PROTOCOL:
+        raise Refused("protocol", f"expected version {PROTOCOL} of the letters")
+    kind, head, headers = found.get("kind"), found.get("head"), found.get("parts")
+    if not isinstance(kind, str) or not isinstance(head, dict) or not isinstance(headers, list):
+        raise Refused("header", "a letter without a kind, a head or parts")
+    return Letter(kind, head, tuple(_parts(headers, arrays)))
+
+
+def to_record(letter: Letter) -> RecordDict:
+    """A letter as the content of a Flower message."""
+    text, block = packed(letter)
     return RecordDict(
         {
             _NAME: ConfigRecord({"letter": text}),
@@ -78,30 +112,14 @@ def to_record(letter: Letter) -> RecordDict:
 
 
 def of_record(record: RecordDict) -> Letter:
-    """The letter in a Flower message; its arrays are views of what arrived.
-
-    Raises
-    ------
-    Refused
-        ``header`` or ``protocol`` if it is not of this form; what its parts hold is not asked.
-    """
+    """The letter in a Flower message, as `unpacked` reads it."""
     try:
         text, block = record[_NAME]["letter"], record[f"{_NAME}.arrays"]["block"]
     except (KeyError, TypeError) as error:
         raise Refused("header", "not a letter") from error
-    if not isinstance(text, str) or len(text) > _TEXT or not isinstance(block, Array):
+    if not isinstance(block, Array):
         raise Refused("header", "not a letter")
-    try:
-        found = json.loads(text)
-        arrays = safetensors.numpy.load(block.data)
-    except (ValueError, RecursionError, KeyError, TypeError, safetensors.SafetensorError) as error:
-        raise Refused("header", "a letter that cannot be read") from error
-    if not isinstance(found, dict) or found.get("protocol") != PROTOCOL:
-        raise Refused("protocol", f"expected version {PROTOCOL} of the letters")
-    kind, head, headers = found.get("kind"), found.get("head"), found.get("parts")
-    if not isinstance(kind, str) or not isinstance(head, dict) or not isinstance(headers, list):
-        raise Refused("header", "a letter without a kind, a head or parts")
-    return Letter(kind, head, tuple(_parts(headers, arrays)))
+    return unpacked(text, block.data)
 
 
 def _parts(headers: Sequence[object], arrays: Arrays) -> list[Message]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -132,10 +132,11 @@ class Post:
         """SuperNodes that have not answered a letter of a kind."""
         return {one.flower for one in self._waiting if one.letter.kind == kind}
 
-    def forget(self, kind: str, flower: Iterable[int]) -> None:
-        """Wait no more for what some SuperNodes answer to a kind of letter."""
-        gone = set(flower)
-        self._waiting = [one for one in self._waiting if one.letter.kind != kind or one.flower not in gone]
+    def forget(self, kind: str) -> set[int]:
+        """Wait no more for answers to a kind of letter; returns the SuperNodes that have given none."""
+        gone = self.waiting(kind)
+        self._waiting = [one for one in self._waiting if one.letter.kind != kind]
+        return gone
 
     def collect(self) -> list[Answer]:
         """Look once for answers, and send again what needs to be; waits a moment if there was nothing."""

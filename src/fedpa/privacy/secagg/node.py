@@ -208,7 +208,7 @@ class SecureNode:
             held = {int(node): (bytes.fromhex(a), bytes.fromhex(b)) for node, (a, b) in session["held"].items()}
             if len(staying) < len(stayed) or self.node not in staying or not staying <= frozenset(terms.roster):
                 raise ProtocolError("the list of those who stayed does not fit the roster or this node")
-            if False:
+            if not staying & near <= {self.node, *held}:
                 raise ProtocolError("a node is said to have stayed that never shared its secrets")
             _enough(len(staying), terms.minimum, "who stayed")
             _enough(len(staying & near), terms.threshold, "who stayed near this one")

@@ -1,0 +1,224 @@
+"""A run whose nodes are on Flower, from its run config to its folder."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import secrets
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from flwr.serverapp import Grid
+
+from fedpa.adaptation import Job, noted_path
+from fedpa.data.dataset import Dataset, load_dataset
+from fedpa.data.shard import check_sharded, shard_facts
+from fedpa.device import open_device
+from fedpa.drivers.flower.driver import FlowerDriver, Terms
+from fedpa.drivers.flower.options import Options
+from fedpa.drivers.flower.post import Post
+from fedpa.durable import replace
+from fedpa.errors import ArtifactError, ConfigError
+from fedpa.federation.coordinator import Coordinator, Outcome
+from fedpa.federation.device import gather, node_generations
+from fedpa.federation.order import Base, Order
+from fedpa.federation.rows import ShardRows
+from fedpa.federation.rule import AdaptedModel
+from fedpa.federation.shard import Shard
+from fedpa.methods import FederatedMethod, Method, find_method
+from fedpa.models.foundation import Foundation
+from fedpa.models.wrap.source import open_foundation
+from fedpa.own_code import absolute, is_own_code
+from fedpa.unfinished import claimed, new_room, read_config, room_of, write_config
+
+__all__ = ["FlowerJob", "run_on_nodes"]
+
+_log = logging.getLogger(__name__)
+_WAIT_SECONDS = 30.0
+_SAME = ("method", "preset", "seed", "settings", "label", "dataset", "foundation")
+
+
+def run_on_nodes(grid: Grid, options: Options) -> None:
+    """Adapt a foundation to the users of Flower's nodes; a run that was stopped goes on.
+
+    Raises
+    ------
+    ConfigError
+        If an option is unknown or invalid, or the method has no federation.
+    ArtifactError
+        If a folder is missing or does not fit, or another run has the name of this one.
+    """
+    dataset = load_dataset(options.dataset)
+    foundation = None if options.foundation is None else open_foundation(options.foundation)
+    method = find_method(options.method).configured(options.preset, options.settings, foundation)
+    _check(method, foundation, dataset)
+    config = _config(options, method, foundation, dataset)
+    target, room = options.out, room_of(options.out)
+    if not options.overwrite and target.is_dir():
+        _agree(read_config(target), config, target)
+        _log.info("%s: is finished already", target)
+        return
+    if not options.overwrite and room.is_dir():
+        noted = read_config(room)
+        _agree(noted, config, room)
+        config = noted
+    else:
+        write_config(new_room(target, overwrite=options.overwrite), config)
+    job = FlowerJob(room, config, method, foundation, dataset, grid=grid, options=options)
+    job.watch(options.metrics_file, options.metrics_port)
+    with _alone(room):
+        job.run(target, progress=False)
+    _log.info("%s: is finished", target)
+
+
+def _check(method: Method, foundation: Foundation | None, dataset: Dataset) -> None:
+    if not isinstance(method, FederatedMethod):
+        raise ConfigError(f"method {method.name}: has no federation, so there is nothing for nodes to do")
+    if foundation is None and method.reads_foundation:
+        raise ConfigError(f"method {method.name}: needs a foundation", "name its folder in the run config")
+    if foundation is not None:
+        foundation.check(dataset)
+
+
+def _config(options: Options, method: Method, foundation: Foundation | None, dataset: Dataset) -> dict[str, Any]:
+    """What ``config.yaml`` of a new run says."""
+    return {
+        "method": absolute(options.method) if is_own_code(options.method) else options.method,
+        "preset": options.preset,
+        "seed": options.seed,
+        "settings": method.settings.model_dump(mode="json"),
+        "label": dataset.label_name,
+        "dataset": {"path": str(dataset.path.resolve()), "hash": dataset.hash},
+        "foundation": None if foundation is None else {"path": noted_path(options.foundation), "hash": foundation.hash},
+        "engine": {
+            "driver": "flower",
+            "shards": 1,
+            "device": options.device,
+            "keep_rounds": options.keep_rounds,
+            # Another run of the same config must not take its nodes' generations for its own.
+            "begun": secrets.token_hex(8),
+        },
+        "fedpa": version("fedpa"),
+    }
+
+
+def _agree(noted: dict[str, Any], config: dict[str, Any], where: Path) -> None:
+    """Refuse to go on with a run of another config."""
+    differs = [key for key in _SAME if noted[key] != config[key] and key not in ("dataset", "foundation")]
+    differs += [key for key in ("dataset", "foundation") if _hash(noted[key]) != _hash(config[key])]
+    if differs:
+        raise ArtifactError(
+            f"{where}: is a run with another {', '.join(differs)}",
+            "choose another folder (out), or start anew with overwrite=true",
+        )
+
+
+def _hash(noted: dict[str, Any] | None) -> str | None:
+    return None if noted is None else noted["hash"]
+
+
+@contextlib.contextmanager
+def _alone(room: Path) -> Iterator[None]:
+    """Be the only process that works on the run; one that is being stopped is waited for."""
+    end = time.monotonic() + _WAIT_SECONDS
+    while True:
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(claimed(room))
+            except ArtifactError:
+                if time.monotonic() > end:
+                    raise
+            else:
+                yield
+                return
+        time.sleep(0.5)
+
+
+@dataclass
+class FlowerJob(Job):
+    """A job whose nodes are on Flower.
+
+    Attributes
+    ----------
+    grid : Grid
+    options : Options
+    """
+
+    grid: Grid | None = None
+    options: Options | None = None
+
+    def _federated(self, method: FederatedMethod, progress: bool) -> dict[str, Any]:
+        assert self.options is not None
+        place = open_device(self.config["engine"]["device"])
+        model = method.model(self.foundation, self.dataset, self.config["seed"], place)
+        check_sharded(self.dataset, model.layout)
+        server = method.server(model.layout)
+        driver = self._flower(model)
+        coordinator = Coordinator(
+            server,
+            driver,
+            method.settings,
+            self.room,
+            run=self.run_id,
+            keep_rounds=self.config["engine"]["keep_rounds"],
+            sync=self.sync,
+            users=driver.users,
+            observe=None if self.metrics is None else self.metrics.observe,
+        )
+        try:
+            outcome = coordinator.run(_log.info)
+        finally:
+            if self.metrics is not None:
+                self.metrics.close()
+        server.state = outcome.state
+        label = {"foundation": self.foundation.hash if self.foundation else ""}
+        replace(self.room / "shared.safetensors", safetensors.torch.save(server.named(), label), sync=self.sync)
+        self._nobody(method, model)
+        summary = self._summary(outcome, model.layout.sizes_by_scope())
+        self._tell(driver, outcome, summary)
+        return {**summary, "private_users": sum(driver.users.values()), "answers_lost": dict(driver.counts)}
+
+    def _flower(self, model: AdaptedModel) -> FlowerDriver:
+        assert self.options is not None and self.grid is not None
+        facts = shard_facts(self.dataset)
+        told = {key: self.config[key] for key in ("method", "preset", "seed", "settings", "label", "fedpa")}
+        foundation = self.config["foundation"]
+        told["foundation"] = None if foundation is None else {"hash": foundation["hash"]}
+        told["source"] = None if facts is None else facts.source
+        terms = Terms(
+            run=self.run_id,
+            config=told,
+            layout=model.layout,
+            settings=self.method.settings,
+            items=self.dataset.n_items,
+            room=self.room,
+            least=self.options.least,
+            deadline=self.options.deadline,
+        )
+        return FlowerDriver(Post(self.grid, ttl=max(60.0, 2 * self.options.deadline)), terms)
+
+    def _tell(self, driver: FlowerDriver, outcome: Outcome, summary: dict[str, Any]) -> None:
+        """Have nodes keep what the run came to."""
+        bases = {
+            node: Base(
+                outcome.generations.get(node, 0),
+                tuple(sorted({accepted.get(node, 0) for accepted in outcome.kept.values()})),
+            )
+            for node in driver.nodes
+        }
+        order = Order(self.run_id, outcome.best_round + 1, tuple(outcome.state), train=False)
+        driver.finish(order, bases, {"summary": summary, "lines": outcome.lines})
+
+    def _nobody(self, method: FederatedMethod, model: AdaptedModel) -> None:
+        """What devices keep is on the nodes; here is that of users who never took part, if there are any."""
+        rows = ShardRows.of(self.dataset, dtype=method.settings.torch_dtype, device=open_device("cpu"))
+        with tempfile.TemporaryDirectory(dir=self.room) as folder:
+            store = Shard.new_store(model, rows, method.settings, Path(folder))
+            store.begin_with_zeros(Shard.touched_rows(model, rows))
+            gather([node_generations(Path(folder)).path(0)], self.room)

@@ -1,0 +1,389 @@
+"""Nodes on Ray, with real processes: the bytes of one machine, and no round lost when some of them die or are late."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import psutil
+import pytest
+import torch
+
+from fedpa.adaptation import adapt, resume
+from fedpa.drivers.driver import Plan
+from fedpa.drivers.local import LocalDriver
+from fedpa.drivers.ray import RayDriver
+from fedpa.drivers.ray_actor import Seal, convert_report, facts_of, to_array
+from fedpa.drivers.ray_cluster import Cluster
+from fedpa.errors import ArtifactError, ConfigError, FedpaError
+from fedpa.federation.order import Base, Order
+from fedpa.federation.server import Server
+from fedpa.methods import FederatedMethod, find_method
+from fedpa.unfinished import room_of
+from prepared import Small, small
+
+SETTINGS: dict[str, Any] = {"patience": 0, "lr": 0.1, "participation": 0.6, "item_counts": 5}
+ROUNDS = 6
+FEW, MANY = range(2), range(2, 20)
+moments = pytest.mark.parametrize("seed", [*FEW, *(pytest.param(n, marks=pytest.mark.slow) for n in MANY)])
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Small:
+    return small(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """Ray of our own, which drivers of this process find and leave as it is."""
+    cluster = Cluster(None, 8)
+    yield cluster
+    cluster.leave()
+    assert not [child for child in psutil.Process().children(recursive=True) if "ray" in " ".join(child.cmdline())]
+
+
+def found(out: Path) -> dict[str, Any]:
+    """Everything that a driver could change."""
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        del line["seconds_train"], line["seconds_eval"]
+        line.pop("nodes", None)
+    files = ("shared.safetensors", "personal.safetensors")
+    return {"lines": lines} | {name: hashlib.sha256((out / name).read_bytes()).hexdigest() for name in files}
+
+
+def run(made: Small, out: Path, driver: str = "ray", **options: Any) -> dict[str, Any]:
+    chosen: dict[str, Any] = {"rounds": ROUNDS, **SETTINGS, **options}
+    adapt(made.foundation, made.dataset, out=out, foundation_path=made.foundation_path, driver=driver, **chosen)
+    return found(out)
+
+
+@pytest.fixture(scope="module")
+def expected(made: Small, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A run that nothing disturbed, in this process."""
+    return run(made, tmp_path_factory.mktemp("local") / "run", "local")
+
+
+def actors() -> list[psutil.Process]:
+    """Processes of this process's actors, the oldest first."""
+    named = []
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "ShardActor" in "".join(child.cmdline()[:1]):
+                named.append(child)
+    return sorted(named, key=lambda child: child.pid)
+
+
+def wait_for_round(out: Path, number: int, alive: Callable[[], bool]) -> None:
+    """Until a round of an unfinished run is in its folder, or whoever works on it is gone."""
+    while alive() and not (room_of(out) / "checkpoints" / "server" / f"{number:06d}").exists():
+        time.sleep(0.005)
+
+
+def engine(made: Small, folder: Path, **options: Any) -> tuple[RayDriver, LocalDriver, Server, Plan]:
+    """Two nodes on Ray, the same two here, and a server."""
+    method = cast(FederatedMethod, find_method("fedpa").configured("default", SETTINGS, made.foundation))
+    plan = Plan(
+        method="fedpa",
+        settings=method.settings.model_dump(mode="json"),
+        dataset=str(made.dataset.path),
+        foundation=str(made.foundation_path),
+        seed=0,
+        shards=2,
+        folder=str(folder / "ray"),
+    )
+    here = replace(plan, folder=str(folder / "here"))
+    server = method.server(method.model(made.foundation, made.dataset, 0, torch.device("cpu")).layout)
+    return RayDriver(plan, **options), LocalDriver([here.node(index) for index in range(2)]), server, plan
+
+
+def order(server: Server, number: int) -> Order:
+    return Order("0" * 16, number, tuple(server.state), server.downlink)
+
+
+def same_upload(one: Any, other: Any) -> bool:
+    first, second = (convert_report(report, to_array).upload for report in (one, other))
+    arrays = zip((*first.sums, *first.weights), (*second.sums, *second.weights), strict=True)
+    return all((a == b).all() for a, b in arrays) and (first.rows, first.loss) == (second.rows, second.loss)
+
+
+@pytest.mark.parametrize("shards", [1, 2, pytest.param(7, marks=pytest.mark.slow)])
+def test_shards_on_ray_give_the_bytes_of_one_process(
+    made: Small, cluster: Cluster, expected: dict[str, Any], tmp_path: Path, shards: int
+) -> None:
+    assert run(made, tmp_path / "run", shards=shards) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["fedmf", "gpfedrec"])
+def test_tables_and_downlinks_go_to_actors_and_back(made: Small, cluster: Cluster, tmp_path: Path, method: str) -> None:
+    options: dict[str, Any] = {"rounds": 2, "patience": 0, "participation": 0.6, "method": method}
+    outs = [tmp_path / driver for driver in ("local", "ray")]
+    for out in outs:
+        adapt(None, made.dataset, out=out, driver=out.name, shards=1 + (out.name == "ray"), **options)
+    files = [
+        sorted((f.name, hashlib.sha256(f.read_bytes()).hexdigest()) for f in out.glob("*.safetensors")) for out in outs
+    ]
+    assert files[0] == files[1]
+
+
+@moments
+def test_actors_killed_at_any_moment_lose_no_round(
+    made: Small, cluster: Cluster, expected: dict[str, Any], tmp_path: Path, seed: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    draw, killed, over = random.Random(seed), [], threading.Event()
+
+    def kill() -> None:
+        """Two actors, each some time after a round; before the first they are loading."""
+        for number, pause in sorted((draw.randrange(ROUNDS), draw.uniform(0, 0.3)) for _ in range(2)):
+            wait_for_round(tmp_path / "run", number, lambda: not over.is_set())
+            time.sleep(pause)
+            while not over.is_set() and not (there := actors()):
+                time.sleep(0.005)
+            if not over.is_set():
+                victim = draw.choice(there)
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    victim.kill()
+                    killed.append(number)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with caplog.at_level(logging.WARNING):
+        try:
+            result = run(made, tmp_path / "run", shards=2)
+        finally:
+            over.set()
+            killer.join()
+    assert killed
+    assert "died and is started anew" in caplog.text
+    assert result == expected
+
+
+_ADAPT = """
+import sys
+from pathlib import Path
+from fedpa import adapt, load_dataset, load_foundation
+dataset, foundation, out, address, options = sys.argv[1:]
+adapt(load_foundation(foundation), load_dataset(dataset), out=Path(out), foundation_path=foundation, driver="ray",
+      shards=2, address=address or None, **eval(options))
+print("finished")
+"""
+
+
+def started(made: Small, out: Path, address: str = "", **options: Any) -> subprocess.Popen[str]:
+    """The same in a process of its own."""
+    chosen = {"rounds": ROUNDS, **SETTINGS, **options.pop("settings", {})}
+    command = [sys.executable, "-c", _ADAPT, made.dataset.path, made.foundation_path, out, address, repr(chosen)]
+    return subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, text=True, **options)
+
+
+@moments
+def test_a_killed_driver_goes_on_where_it_was(made: Small, expected: dict[str, Any], tmp_path: Path, seed: int) -> None:
+    draw, out = random.Random(seed), tmp_path / "run"
+    process = started(made, out)
+    try:
+        wait_for_round(out, draw.randrange(ROUNDS), lambda: process.poll() is None)
+        time.sleep(draw.uniform(0, 0.3))
+        family = psutil.Process(process.pid).children(recursive=True)
+    finally:
+        process.kill()
+        process.communicate()
+    assert not out.exists()
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert not alive, "Ray ends with the process that started it"
+    resume(out)
+    assert found(out) == expected
+
+
+def test_a_straggler_is_left_out_of_its_round_and_comes_back(
+    made: Small, cluster: Cluster, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    driver, local, server, _ = engine(made, tmp_path, deadline=20.0)
+    try:
+        assert driver.start() == local.start()
+        bases = {0: Base(), 1: Base()}
+        assert [*driver.train(order(server, 1), bases)] == [0, 1]
+        local.train(order(server, 1), bases)
+        pid = driver._ray.get(driver._actors[1].pid.remote())
+        driver._deadline = 1.0
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            bases = dict.fromkeys(bases, Base(1, (0, 1)))
+            with caplog.at_level(logging.WARNING):
+                assert [*driver.train(order(server, 2), bases)] == [0]
+            assert "left out nodes 1" in caplog.text
+            assert driver.counts == {"late": 1}
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        local.train(order(server, 2), bases)
+        # Node 1 finishes round 2, which was not counted, and starts round 3 from round 1.
+        driver._deadline = 20.0
+        bases = {0: Base(2, (1, 2)), 1: Base(1, (1,))}
+        third = order(server, 3)
+        scored, trained = driver.evaluate(third, bases), driver.train(third, bases)
+        assert [*scored] == [*trained] == [0, 1]
+        there = local.train(third, bases)
+        assert [same_upload(trained[node], there[node]) for node in (0, 1)] == [True, True]
+        assert driver.counts == {"late": 1}
+    finally:
+        driver.close()
+
+
+def test_a_node_that_never_answers_is_started_anew(made: Small, cluster: Cluster, tmp_path: Path) -> None:
+    driver, _, server, _ = engine(made, tmp_path, deadline=20.0)
+    try:
+        driver.start()
+        pid = driver._ray.get(driver._actors[1].pid.remote())
+        os.kill(pid, signal.SIGSTOP)
+        driver._deadline = 0.3
+        first, bases = order(server, 1), {0: Base(), 1: Base()}
+        for _ in range(6):
+            assert [*driver.evaluate(first, bases)] == [0]
+        driver._deadline = 30.0
+        assert [*driver.evaluate(first, bases)] == [0, 1]
+        assert not psutil.pid_exists(pid)
+    finally:
+        driver.close()
+
+
+def test_the_state_is_put_once_for_a_round(made: Small, cluster: Cluster, tmp_path: Path) -> None:
+    driver, _, server, _ = engine(made, tmp_path)
+    try:
+        driver.start()
+        first = order(server, 1)
+        driver.evaluate(first, {0: Base(), 1: Base()})
+        sent = driver._sent
+        driver.train(first, {0: Base(), 1: Base()})
+        assert driver._sent is sent
+        driver.evaluate(order(server, 2), {0: Base(1), 1: Base(1)})
+        assert driver._sent is not sent
+    finally:
+        driver.close()
+    assert actors() == []
+
+
+def test_an_error_of_ours_in_an_actor_is_raised_as_it_was(made: Small, cluster: Cluster, tmp_path: Path) -> None:
+    driver, _, server, _ = engine(made, tmp_path)
+    try:
+        driver.start()
+        with pytest.raises(ArtifactError, match="000009"):
+            driver.train(order(server, 1), {0: Base(9), 1: Base(9)})
+    finally:
+        driver.close()
+
+
+_DIES = """
+import os
+from fedpa.methods.fedpa import FedPA
+class Dies(FedPA):
+    name = "dies"
+    def tally(self, dataset, rows):
+        os._exit(1)
+"""
+
+
+def test_a_node_that_dies_again_and_again_ends_the_run(made: Small, cluster: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "dies.py").write_text(_DIES)
+    _, _, _, plan = engine(made, tmp_path)
+    driver = RayDriver(replace(plan, method=f"{tmp_path / 'dies.py'}:Dies", shards=1))
+    try:
+        with pytest.raises(FedpaError, match="node 0: died 4 times at one call") as raised:
+            driver.start()
+        assert "--resume" in str(raised.value.fix)
+    finally:
+        driver.close()
+
+
+def test_a_folder_that_is_not_shared_is_refused(made: Small, tmp_path: Path) -> None:
+    _, _, _, plan = engine(made, tmp_path)
+    facts = facts_of(plan)
+    file = tmp_path / "seal"
+    file.write_text("mine")
+    Seal(str(file), "mine", facts).check(plan)
+    with pytest.raises(ConfigError, match="is not the same folder on") as raised:
+        Seal(str(file), "yours", facts).check(plan)
+    assert "on storage that all nodes of the Ray cluster share" in str(raised.value)
+    with pytest.raises(ConfigError, match="is not the same folder on"):
+        Seal(str(tmp_path / "absent"), "mine", facts).check(plan)
+    for name in ("data set", "foundation", "fedpa"):
+        with pytest.raises(ConfigError, match=f"its {name} is not that of the machine where the run was started"):
+            Seal(str(file), "mine", facts | {name: "other"}).check(plan)
+    with pytest.raises(ConfigError, match="put data set and foundation where all nodes see them"):
+        Seal(str(file), "mine", facts).check(replace(plan, dataset=str(tmp_path / "nowhere")))
+
+
+def test_two_processes_never_write_to_one_node(
+    made: Small, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fedpa.drivers import ray_actor
+
+    driver, _, _, plan = engine(made, tmp_path)
+    try:
+        driver.start()
+        monkeypatch.setattr(ray_actor, "_LOCK_SECONDS", 0.2)
+        assert driver._seal is not None
+        second = ray_actor.ShardActor(plan, 1, torch.get_num_threads(), driver._seal)
+        with pytest.raises(ArtifactError, match="another process still writes to it"):
+            second.tally()
+        driver._ray.kill(driver._actors[1])
+        monkeypatch.setattr(ray_actor, "_LOCK_SECONDS", 20.0)
+        assert second.tally() is not None
+    finally:
+        driver.close()
+
+
+def test_without_ray_the_error_says_what_to_install(
+    made: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver, _, _, _ = engine(made, tmp_path)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match="Ray, which is not installed") as raised:
+        driver.start()
+    assert raised.value.fix == 'pip install "fedpa[ray]"'
+    driver.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"deadline": 0.0}, "deadline: found 0.0"),
+        ({"deadline": float("nan")}, "deadline: found nan"),
+        ({"threads": 0}, "threads: found 0"),
+    ],
+)
+def test_options_out_of_range_are_refused(made: Small, tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        engine(made, tmp_path, **options)
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("ray://127.0.0.1:10001", "expected auto or host:port"),
+        ("somewhere", "expected auto or host:port"),
+    ],
+)
+def test_an_address_of_another_form_is_refused(address: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Cluster(address, 1)
+
+
+def test_another_cluster_than_the_one_at_hand_is_refused(cluster: Cluster) -> None:
+    with pytest.raises(ConfigError, match="this process is connected to the Ray cluster at"):
+        Cluster("127.0.0.1:1", 1)
+    with pytest.raises(ConfigError, match="CPUs, the shards need 1000000"):
+        Cluster("auto", 10**6)
+    assert cluster.ray.is_initialized(), "refused, but not closed"
