@@ -20,8 +20,8 @@ from fedpa.methods import method_names
 from fedpa.models.pretrain import pretrain
 
 VERBS = (
-    "data synth", "data download", "data describe", "data check", "data shard", "prepare", "pretrain", "distill", "adapt",
-    "evaluate", "recommend", "export", "forget", "import-reference", "methods", "rollback", "tune", "compare",
+    "data synth", "data download", "data describe", "data check", "data shard", "prepare", "pretrain", "distill",
+    "adapt", "evaluate", "recommend", "export", "forget", "import-reference", "methods", "rollback", "tune", "compare",
     "reproduce", "demo",
 )  # fmt: skip
 

@@ -47,13 +47,15 @@ def append(path: Path, data: bytes) -> None:
 def make_folder(path: Path, *, sync: bool = True) -> None:
     """Make a folder, and those above it that are missing, for good when this returns.
 
-    A process that was killed may have made it and not synced, so the folder above is synced in any case.
+    The first that is there already is synced too: a process that was killed may have made it and not come to that. A
+    folder that may not be read cannot be synced.
     """
-    missing = sum(not folder.exists() for folder in (path, *path.parents))
-    path.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        make_folder(path.parent, sync=sync)
+        path.mkdir(exist_ok=True)
     if sync:
-        for above in path.parents[: max(1, missing)]:
-            sync_folder(above)
+        with contextlib.suppress(PermissionError):
+            sync_folder(path.parent)
 
 
 def sync_file(path: Path) -> None:

@@ -20,6 +20,8 @@ __all__ = ["claimed", "finish", "new_room", "read_config", "room_of", "write_con
 
 _CONFIG, _LOCK, _SUFFIX, _CHECKPOINTS = "config.yaml", ".lock", ".unfinished", "checkpoints"
 
+_ROOM = "free some space, mend the disk or choose another folder"
+
 
 def room_of(target: Path) -> Path:
     """Where a run lives until it is finished: beside the folder that it will be."""
@@ -52,11 +54,10 @@ def new_room(target: Path, *, overwrite: bool) -> Path:
         if room.exists():
             with claimed(room):
                 shutil.rmtree(room)
-        if not room.parent.exists():
-            make_folder(room.parent)
+        make_folder(room.parent)
         room.mkdir()
     except OSError as error:
-        raise ArtifactError(f"{target.parent}: cannot write here ({error.strerror})") from error
+        raise ArtifactError(f"{target.parent}: cannot write here ({error.strerror})", _ROOM) from error
     return room
 
 
@@ -74,7 +75,7 @@ def claimed(room: Path) -> Iterator[None]:
     try:
         file = os.open(room / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
-        raise ArtifactError(f"{room}: cannot write here ({error.strerror})") from error
+        raise ArtifactError(f"{room}: cannot write here ({error.strerror})", _ROOM) from error
     try:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -82,8 +83,6 @@ def claimed(room: Path) -> Iterator[None]:
             raise ArtifactError(f"{room}: another process works on this run", "wait for it, or stop it") from error
         try:
             with explained(room, "free some space or mend the disk; if rounds were completed, " + _go_on(room)):
-                for folder in (room, room.parent):  # a process that was killed may not have come to it
-                    sync_folder(folder)
                 yield
         except BaseException:
             if not any(int(place.name) for place in room.glob("checkpoints/server/[0-9]*")):
@@ -95,7 +94,7 @@ def claimed(room: Path) -> Iterator[None]:
 
 def write_config(room: Path, config: dict[str, Any]) -> None:
     """Note what is adapted to what, and how."""
-    # Its name is on the disk before the first round is: the folder of checkpoints is synced with it.
+    # Its name and the folder's are on the disk before the first round is: Generations sync the folders above them.
     replace(room / _CONFIG, yaml.safe_dump(config, sort_keys=True).encode(), sync_name=False)
 
 

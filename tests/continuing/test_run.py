@@ -20,8 +20,10 @@ from fedpa.data.prepare import prepare
 from fedpa.errors import ArtifactError, ConfigError
 from fedpa.federation.coordinator import saved_round
 from fedpa.models.pretrain import pretrain
+from fedpa.models.wrap.wrapping import wrap
 from fedpa.run import Run, load_run
 from later import GROUP, PLAIN, Later, later
+from models.wrap.modules import DCN, made
 
 SPECS: dict[str, dict[str, Any]] = {
     "fedpa": {},
@@ -328,3 +330,13 @@ def test_what_a_forgotten_user_was_to_receive_is_gone_too(world: Later, tmp_path
     run.forget(world.moved[0])
     assert {number: receivers(number) for number in rounds} == {n: users - {user} for n, users in before.items()}
     assert continue_run(run, world.today, out=tmp_path / "next", rounds=1).summary["continues"]["users"]["known"] == 87
+
+
+def test_a_module_of_ones_own_goes_on_too(world: Later, tmp_path: Path) -> None:
+    wrapped = wrap(made(DCN, world.first), ["cross.*"], train=["head"])
+    run = adapt(wrapped, world.first, out=tmp_path / "run", rounds=2, patience=0, lr=0.05)
+    same = continue_run(run, world.first, out=tmp_path / "same", rounds=0)
+    assert (same.scores == run.scores).all()
+    following = continue_run(run, world.today, out=tmp_path / "next", rounds=1)
+    assert following.config["foundation"] == {"path": None, "hash": wrapped.hash}
+    assert following.summary["continues"]["users"]["with_state"] == 87

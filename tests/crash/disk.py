@@ -12,6 +12,7 @@ import itertools
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from crash.calls import Call
@@ -239,15 +240,20 @@ class Disk:
         """What a process sees."""
         return self._tree(self.root, self._names(self.pending), {})
 
-    def after_crash(self) -> Iterator[Tree]:
+    def after_crash(self, depth: int = 0) -> Iterator[Tree]:
         """Every state that a crash at this moment may leave, of those that are cheap to enumerate.
 
-        Of the names that were not synced none, all, each alone and all but each; with each, all files that were not
-        synced damaged in one of the ways, and with all names also one file alone, or all but one.
+        Of the changes of names that were not synced none, all, each alone, all but each, and every subset of the last
+        `depth` with all or none of the others; with each, all files that were not synced damaged in one of the ways,
+        and with all names also one file alone, or all but one.
         """
         subsets = [set(), set(self.pending)]
         subsets += [self.closed({change}) for change in self.pending]
         subsets += [self.without(change) for change in self.pending]
+        last = self.pending[-depth:] if depth else []
+        earlier = [set(), set(self.pending) - set(last)]
+        for size in range(len(last) + 1):
+            subsets += [self.closed({*some, *before}) for some in itertools.combinations(last, size) for before in earlier]
         seen = set()
         for chosen in subsets:
             key = frozenset(map(id, chosen))
@@ -282,3 +288,18 @@ class Disk:
             else damaged(node, damages.get(node, "all"))
             for name, node in names.get(folder, folder.kept).items()
         }
+
+
+def write_tree(tree: Tree, folder: Path) -> None:
+    """Write a tree below a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in tree.items():
+        if isinstance(content, dict):
+            write_tree(content, folder / name)
+        else:
+            (folder / name).write_bytes(content)
+
+
+def read_tree(folder: Path) -> Tree:
+    """Read what is below a folder."""
+    return {path.name: read_tree(path) if path.is_dir() else path.read_bytes() for path in folder.iterdir()}

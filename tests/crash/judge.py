@@ -34,42 +34,53 @@ class State:
     Attributes
     ----------
     tree : dict
-    after : int
-        Number of steps that were done.
+    place : int
+        Of the last step that was done.
     reported : int
         The last round that had been reported as completed.
     """
 
     tree: Tree
-    after: int
+    place: int
     reported: int
 
 
 def states(
-    steps: Iterable[Step | Reported], top: Path, *, skip: Collection[str] = (), old: Tree | None = None
+    steps: Iterable[Step | Reported],
+    top: Path,
+    *,
+    skip: Collection[int] = (),
+    begin: int = 0,
+    depth: int = 0,
+    old: Tree | None = None,
 ) -> Iterator[State]:
-    """Every state that a crash after any of the steps may leave.
+    """Every state that a crash after any of the steps may leave; without some syncs, only those that may be new.
 
     Parameters
     ----------
     steps : iterable
     top : Path
         The folder that they are below.
-    skip : collection of str
-        Sites whose syncs are left out.
+    skip : collection of int
+        Places of syncs that are left out.
+    begin : int
+        The first step after which the machine may crash.
+    depth : int
+        See `Disk.after_crash`.
     old : dict, optional
         What was there before.
     """
     disk, reported = Disk(str(top), old), ANEW
-    for after, step in enumerate(steps, 1):
+    first = max(begin, min(skip, default=-1) + 1)
+    for place, step in enumerate(steps):
         if isinstance(step, Reported):
             reported = step.number
-        elif not step.site or step.site not in skip:
+        elif place not in skip:
             disk.do(step.call)
-            if not step.call.changes:
-                continue
-        for tree in disk.after_crash():
-            yield State(tree, after, reported)
+        if place < first or (isinstance(step, Step) and not step.call.changes):
+            continue
+        for tree in disk.after_crash(depth):
+            yield State(tree, place, reported)
 
 
 class Judge:
@@ -97,9 +108,11 @@ class Judge:
                     self._published.update(self._generations(disk.now()))
         self.final: Tree = self._here(disk.now())[self._name]
         self._nodes = sorted(name for name in self.final["checkpoints"] if name != "server")
-        before = {number - 1: about for key in self._published if (number := key[1]) and (about := self._about(key))}
-        self._best_after = {number: about["best_round"] for number, about in before.items() if "best_round" in about}
-        self._best_after[max(before) + 1] = json.loads(self.final["summary.json"])["best_round"]
+        self._best_after: dict[int, int] = {}
+        for key in self._published:
+            if key[0] == "server" and (about := self._about(key)) is not None:
+                self._best_after[key[1] - 1] = about["best_round"]
+        self._best_after[max(self._best_after) + 1] = json.loads(self.final["summary.json"])["best_round"]
 
     def came_to(self, tree: Tree) -> int:
         """The round from which a run would go on; `ANEW` or `FINISHED`.
@@ -201,18 +214,3 @@ class Judge:
             for name, files in folder.items():
                 if name.isdecimal():
                     yield role, int(name), frozenset(files.items())
-
-
-def write_tree(tree: Tree, folder: Path) -> None:
-    """Write a tree below a folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in tree.items():
-        if isinstance(content, dict):
-            write_tree(content, folder / name)
-        else:
-            (folder / name).write_bytes(content)
-
-
-def read_tree(folder: Path) -> Tree:
-    """Read what is below a folder."""
-    return {path.name: read_tree(path) if path.is_dir() else path.read_bytes() for path in folder.iterdir()}

@@ -12,6 +12,7 @@ from unittest import mock
 
 import fedpa
 from crash.calls import Call, watched
+from crash.disk import Disk, Tree, read_tree
 from fedpa.federation.coordinator import Coordinator
 
 ANEW, FINISHED = -1, 1 << 30
@@ -61,22 +62,23 @@ class Recorder:
     steps : list
     kill_at : int, optional
         Number of a changing call, before which the process ends as if it was killed.
+    old : dict, optional
+        What is below the folder before.
     """
 
     folder: Path
     steps: list[Step | Reported] = field(default_factory=list)
     kill_at: int | None = None
+    old: Tree | None = None
 
     @contextmanager
     def on(self) -> Iterator[None]:
         """Note what is done within."""
-        checkpoint = Coordinator._checkpoint
+        checkpoint, changes = Coordinator._checkpoint, 0
 
         def reported(coordinator: Coordinator) -> None:
             checkpoint(coordinator)
-            self.steps.append(Reported(coordinator.number))
-
-        changes = 0
+            self._report(coordinator.number)
 
         def note(call: Call, act: Callable[..., Any]) -> Any:
             nonlocal changes
@@ -93,7 +95,15 @@ class Recorder:
 
         with watched(self.folder, note), mock.patch.object(Coordinator, "_checkpoint", reported):
             yield
-            self.steps.append(Reported(FINISHED))
+            self._report(FINISHED)
+
+    def _report(self, number: int) -> None:
+        self.steps.append(Reported(number))
+        disk = Disk(str(self.folder), self.old)
+        for step in self.steps:
+            if isinstance(step, Step):
+                disk.do(step.call)
+        assert disk.now() == read_tree(self.folder), "something was written unseen"
 
 
 def _site() -> str:

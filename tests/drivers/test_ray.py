@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import logging
 import os
 import random
 import signal
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -33,12 +31,8 @@ from fedpa.federation.order import Base, Order
 from fedpa.federation.server import Server
 from fedpa.methods import FederatedMethod, find_method
 from fedpa.unfinished import room_of
+from on_ray import SETTINGS, actors, found, last_round, remove_room_of, run, started, wait_for_round
 from prepared import Small, small
-
-SETTINGS: dict[str, Any] = {"patience": 0, "lr": 0.1, "participation": 0.6, "item_counts": 5}
-ROUNDS = 6
-FEW, MANY = range(2), range(2, 20)
-moments = pytest.mark.parametrize("seed", [*FEW, *(pytest.param(n, marks=pytest.mark.slow) for n in MANY)])
 
 
 @pytest.fixture(scope="module")
@@ -55,42 +49,10 @@ def cluster() -> Iterator[Cluster]:
     assert not [child for child in psutil.Process().children(recursive=True) if "ray" in " ".join(child.cmdline())]
 
 
-def found(out: Path) -> dict[str, Any]:
-    """Everything that a driver could change."""
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    for line in lines:
-        del line["seconds_train"], line["seconds_eval"]
-        line.pop("nodes", None)
-    files = ("shared.safetensors", "personal.safetensors")
-    return {"lines": lines} | {name: hashlib.sha256((out / name).read_bytes()).hexdigest() for name in files}
-
-
-def run(made: Small, out: Path, driver: str = "ray", **options: Any) -> dict[str, Any]:
-    chosen: dict[str, Any] = {"rounds": ROUNDS, **SETTINGS, **options}
-    adapt(made.foundation, made.dataset, out=out, foundation_path=made.foundation_path, driver=driver, **chosen)
-    return found(out)
-
-
 @pytest.fixture(scope="module")
 def expected(made: Small, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A run that nothing disturbed, in this process."""
     return run(made, tmp_path_factory.mktemp("local") / "run", "local")
-
-
-def actors() -> list[psutil.Process]:
-    """Processes of this process's actors, the oldest first."""
-    named = []
-    for child in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if "ShardActor" in "".join(child.cmdline()[:1]):
-                named.append(child)
-    return sorted(named, key=lambda child: child.pid)
-
-
-def wait_for_round(out: Path, number: int, alive: Callable[[], bool]) -> None:
-    """Until a round of an unfinished run is in its folder, or whoever works on it is gone."""
-    while alive() and not (room_of(out) / "checkpoints" / "server" / f"{number:06d}").exists():
-        time.sleep(0.005)
 
 
 def engine(made: Small, folder: Path, **options: Any) -> tuple[RayDriver, LocalDriver, Server, Plan]:
@@ -140,72 +102,57 @@ def test_tables_and_downlinks_go_to_actors_and_back(made: Small, cluster: Cluste
     assert files[0] == files[1]
 
 
-@moments
+@pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.slow)])
 def test_actors_killed_at_any_moment_lose_no_round(
-    made: Small, cluster: Cluster, expected: dict[str, Any], tmp_path: Path, seed: int, caplog: pytest.LogCaptureFixture
+    made: Small, cluster: Cluster, tmp_path: Path, kills: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    draw, killed, over = random.Random(seed), [], threading.Event()
+    draw, killed, over, out = random.Random(kills), [], threading.Event(), tmp_path / "run"
 
     def kill() -> None:
-        """Two actors, each some time after a round; before the first they are loading."""
-        for number, pause in sorted((draw.randrange(ROUNDS), draw.uniform(0, 0.3)) for _ in range(2)):
-            wait_for_round(tmp_path / "run", number, lambda: not over.is_set())
-            time.sleep(pause)
+        """Actors, each some time after a round, or while it loads what it needs."""
+        for number in range(kills):
+            wait_for_round(out, number, lambda: not over.is_set())
+            time.sleep(draw.uniform(0, 0.3 if number % 4 else 3))
             while not over.is_set() and not (there := actors()):
                 time.sleep(0.005)
             if not over.is_set():
-                victim = draw.choice(there)
                 with contextlib.suppress(psutil.NoSuchProcess):
-                    victim.kill()
-                    killed.append(number)
+                    draw.choice(there).kill()
+                    killed.append(last_round(out))
 
     killer = threading.Thread(target=kill)
     killer.start()
     with caplog.at_level(logging.WARNING):
         try:
-            result = run(made, tmp_path / "run", shards=2)
+            result = run(made, out, shards=2, rounds=2 * kills + 4)
         finally:
             over.set()
             killer.join()
-    assert killed
+    assert len(killed) == kills
     assert "died and is started anew" in caplog.text
-    assert result == expected
+    assert result == run(made, tmp_path / "local", "local", rounds=2 * kills + 4)
 
 
-_ADAPT = """
-import sys
-from pathlib import Path
-from fedpa import adapt, load_dataset, load_foundation
-dataset, foundation, out, address, options = sys.argv[1:]
-adapt(load_foundation(foundation), load_dataset(dataset), out=Path(out), foundation_path=foundation, driver="ray",
-      shards=2, address=address or None, **eval(options))
-print("finished")
-"""
-
-
-def started(made: Small, out: Path, address: str = "", **options: Any) -> subprocess.Popen[str]:
-    """The same in a process of its own."""
-    chosen = {"rounds": ROUNDS, **SETTINGS, **options.pop("settings", {})}
-    command = [sys.executable, "-c", _ADAPT, made.dataset.path, made.foundation_path, out, address, repr(chosen)]
-    return subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, text=True, **options)
-
-
-@moments
-def test_a_killed_driver_goes_on_where_it_was(made: Small, expected: dict[str, Any], tmp_path: Path, seed: int) -> None:
-    draw, out = random.Random(seed), tmp_path / "run"
-    process = started(made, out)
-    try:
-        wait_for_round(out, draw.randrange(ROUNDS), lambda: process.poll() is None)
-        time.sleep(draw.uniform(0, 0.3))
-        family = psutil.Process(process.pid).children(recursive=True)
-    finally:
-        process.kill()
-        process.communicate()
+@pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_driver_killed_at_any_moment_goes_on_where_it_was(made: Small, tmp_path: Path, kills: int) -> None:
+    draw, out, family = random.Random(kills), tmp_path / "run", []
+    for number in range(kills):
+        process = started(made, out, settings={"rounds": 2 * kills + 4})
+        try:
+            wait_for_round(out, number - number % 4, lambda: process.poll() is None)  # noqa: B023
+            time.sleep(draw.uniform(0, 0.5 if number % 3 else 6))
+            assert process.poll() is None
+            family += psutil.Process(process.pid).children(recursive=True)
+        finally:
+            process.kill()
+            process.communicate()
+            remove_room_of(process.pid)
     assert not out.exists()
-    _, alive = psutil.wait_procs(family, timeout=20)
-    assert not alive, "Ray ends with the process that started it"
+    assert room_of(out).exists()
     resume(out)
-    assert found(out) == expected
+    assert found(out) == run(made, tmp_path / "local", "local", rounds=2 * kills + 4)
+    alive = [child for child in psutil.wait_procs(family, timeout=20)[1] if "Agent" not in child.name()]
+    assert not alive, "Ray ends with the process that started it, and its agents when they notice"
 
 
 def test_a_straggler_is_left_out_of_its_round_and_comes_back(
@@ -242,6 +189,7 @@ def test_a_straggler_is_left_out_of_its_round_and_comes_back(
         driver.close()
 
 
+@pytest.mark.slow
 def test_a_node_that_never_answers_is_started_anew(made: Small, cluster: Cluster, tmp_path: Path) -> None:
     driver, _, server, _ = engine(made, tmp_path, deadline=20.0)
     try:
@@ -295,6 +243,7 @@ class Dies(FedPA):
 """
 
 
+@pytest.mark.slow
 def test_a_node_that_dies_again_and_again_ends_the_run(made: Small, cluster: Cluster, tmp_path: Path) -> None:
     (tmp_path / "dies.py").write_text(_DIES)
     _, _, _, plan = engine(made, tmp_path)
@@ -367,18 +316,6 @@ def test_without_ray_the_error_says_what_to_install(
 def test_options_out_of_range_are_refused(made: Small, tmp_path: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         engine(made, tmp_path, **options)
-
-
-@pytest.mark.parametrize(
-    ("address", "message"),
-    [
-        ("ray://127.0.0.1:10001", "expected auto or host:port"),
-        ("somewhere", "expected auto or host:port"),
-    ],
-)
-def test_an_address_of_another_form_is_refused(address: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        Cluster(address, 1)
 
 
 def test_another_cluster_than_the_one_at_hand_is_refused(cluster: Cluster) -> None:

@@ -67,8 +67,8 @@ def test_the_secure_sum_is_the_plain_sum_to_the_bit(tmp_path: Path, dtype: str) 
     vector = made.vector(users=10_000)
     packed = {n: vector.pack(made.uploads[n], made.sums[n], users=5) for n in range(NODES)}
     total, stayed = Nodes(tmp_path / "nodes", packed).sum()
-    upload, sums = vector.unpack(total, len(stayed))
-    assert upload is not None
+    upload, sums, users = vector.unpack(total, len(stayed))
+    assert upload is not None and users == USERS
     assert bits(upload) == bits(functools.reduce(operator.add, made.uploads))
     for split in ("train", "val", "test"):
         assert sums[split] == functools.reduce(operator.add, (one[split] for one in made.sums))
@@ -77,8 +77,8 @@ def test_the_secure_sum_is_the_plain_sum_to_the_bit(tmp_path: Path, dtype: str) 
 def test_a_vector_for_scores_alone(tmp_path: Path) -> None:
     made = rounds(tmp_path)
     vector = RoundVector(made.layout, made.settings, Limits(), train=False)
-    upload, sums = vector.unpack(vector.pack(None, made.sums[0], users=5), 1)
-    assert upload is None and sums == made.sums[0]
+    upload, sums, users = vector.unpack(vector.pack(None, made.sums[0], users=5), 1)
+    assert (upload, sums, users) == (None, made.sums[0], 5)
     for upload in (None, made.uploads[0]):
         with pytest.raises(ProtocolError, match="training was asked for"):
             (made.vector() if upload is None else vector).pack(upload, made.sums[0], users=5)
@@ -97,7 +97,7 @@ def test_the_form_is_the_same_whatever_the_groups(tmp_path: Path) -> None:
 
 def test_methods_whose_server_sees_rows_are_refused(tmp_path: Path) -> None:
     made = rounds(tmp_path, "gpfedrec")
-    with pytest.raises(ConfigError, match="sees single users' rows"):
+    with pytest.raises(ConfigError, match="the server is to see the rows of: items"):
         made.vector()
 
 
@@ -245,7 +245,7 @@ def test_the_tensors_of_a_sum_are_its_own(tmp_path: Path) -> None:
     made = rounds(tmp_path)
     vector = made.vector()
     packed = vector.pack(made.uploads[0], made.sums[0], users=5)
-    upload, _ = vector.unpack(packed, 1)
+    upload, _, _ = vector.unpack(packed, 1)
     assert upload is not None
     upload.sums[0].add_(1)
     assert torch.equal(upload.sums[0] - 1, made.uploads[0].sums[0])

@@ -56,7 +56,7 @@ def new(
     min_nodes: Annotated[int, typer.Option("--min-nodes", help="Nodes without which no round begins.")] = 1,
     deadline: Annotated[
         float, typer.Option("--deadline", help="Seconds after which a round goes on without a node.")
-    ] = 3600.0,
+    ] = 600.0,
     superlink: Annotated[str, typer.Option("--superlink", help="Where the SuperLink is.")] = "127.0.0.1:8000",
     ca: Annotated[
         Path | None, typer.Option("--ca", metavar="FILE", help="Certificate of the CA that signed the SuperLink's.")

@@ -109,7 +109,8 @@ class Start:
         try:
             _, saved = saved_round(self.run.path, self.run.summary["best_round"])
         except ArtifactError as error:
-            _log.warning("%s; what the server's optimiser keeps begins anew", error.message)
+            if type(server) is not Server or self.before.settings.server_optimizer != "mean":
+                _log.warning("%s; what the server keeps beside its state begins anew", error.message)
         else:
             server.restore(saved)
         return server

@@ -71,6 +71,7 @@ class RayDriver:
         self.counts: Counter[str] = Counter()
         self._cluster: Cluster | None = None
         self._ray: Any = None
+        self._class: Any = None
         self._seal: Seal | None = None
         self._actors: dict[int, Any] = {}
         self._total: Any = None
@@ -143,7 +144,9 @@ class RayDriver:
         options: dict[str, Any] = {"num_cpus": self._threads, "max_restarts": 0, "scheduling_strategy": "SPREAD"}
         if self._plan.torch_device.type == "cuda":
             options["num_gpus"] = 1
-        return self._ray.remote(**options)(ShardActor).remote(self._plan, index, self._threads, self._seal)
+        if self._class is None:
+            self._class = self._ray.remote(ShardActor)
+        return self._class.options(**options).remote(self._plan, index, self._threads, self._seal)
 
     def _put(self, order: Order) -> Any:
         """Put an order into the store, once for scoring and training."""

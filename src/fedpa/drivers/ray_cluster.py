@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 from typing import Any
 
 from fedpa.errors import ConfigError
@@ -24,6 +25,7 @@ _REACH_SECONDS, _HEALTH_SECONDS = 5.0, 30.0
 _PATH_LENGTH = 40  # a socket's path may have 107 characters, and Ray appends some 65
 _LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+_PREFIX = "fedpa-ray-"
 _TOKEN = secrets.token_hex(32)
 
 
@@ -74,6 +76,7 @@ class Cluster:
             )
         self._set: list[str] = []  # variables of the environment that were not there before
         self._folder: str | None = None
+        self._print: Any = None
         self.owned = self._joined = False
         if address is None and not _is_connected():
             self._start(cpus)
@@ -89,6 +92,8 @@ class Cluster:
         """Disconnect, and end what was started here."""
         if self._joined:
             self.ray.shutdown()
+            if self._print is not None:
+                self.ray._private.worker.print_to_stdstream = self._print
             self._joined = False
         for key in self._set:
             os.environ.pop(key, None)
@@ -106,7 +111,7 @@ class Cluster:
             if key not in os.environ:
                 os.environ[key] = value
                 self._set.append(key)
-        self._folder = tempfile.mkdtemp(prefix="fedpa-ray-")
+        self._folder = _new_folder()
         try:
             self.ray = import_ray()
             self.ray.init(
@@ -122,7 +127,8 @@ class Cluster:
         except BaseException:
             self.leave()
             raise
-        self.owned = self._joined = True
+        self.owned = True
+        self._hush()
 
     def _join(self, address: str) -> None:
         if address != "auto":
@@ -132,7 +138,14 @@ class Cluster:
             self.ray.init(address=address, log_to_driver=False, configure_logging=False, logging_level=logging.WARNING)
         except (OSError, RuntimeError, ValueError, self.ray.exceptions.RayError) as error:
             raise _unreachable(address, error) from error
-        self._joined = True
+        self._hush()
+
+    def _hush(self) -> None:
+        """Have what Ray says of dead processes in the log: it would print it among what a verb prints."""
+        self._joined, worker = True, self.ray._private.worker
+        self._print = getattr(worker, "print_to_stdstream", None)
+        if self._print is not None:
+            worker.print_to_stdstream = lambda data, *_, **__: _log.info("Ray: %s", "\n".join(data["lines"]))
 
     def _check(self, cpus: int) -> None:
         found = int(self.ray.cluster_resources().get("CPU", 0))
@@ -142,6 +155,25 @@ class Cluster:
                 f"the Ray cluster has {found} CPUs, the shards need {cpus}",
                 "choose fewer shards or threads, or start more nodes with `ray start --address`",
             )
+
+
+def _new_folder() -> str:
+    """Room for Ray's sockets and logs; what processes that were killed have left is removed."""
+    for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*-*"):
+        owner = left.name.removeprefix(_PREFIX).partition("-")[0]
+        if owner.isdecimal() and left.stat().st_uid == os.getuid() and not _is_alive(int(owner)):
+            shutil.rmtree(left, ignore_errors=True)
+    return tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-")
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def _reach(address: str) -> None:

@@ -353,6 +353,7 @@ class Coordinator:
         if best != self.number:
             self._generations.about(best)
             self.server.restore(self._state(best))
+        self._generations.keep(self._accepted)  # a crash may have brought others back
         return Outcome(best, list(self.server.state), self._accepted[best], self._accepted, self.lines, interrupted)
 
     def _selected(self, values: Mapping[str, float | None]) -> float:

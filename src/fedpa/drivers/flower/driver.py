@@ -2,7 +2,7 @@
 
 One letter a round and node: it scores the state and trains from it, since a message costs Flower a new process. Nodes
 may come at any time: they start from nothing, with the item counts of those who were there at the start. A node that
-misses the deadline, or is offline, is left out of the round and asked again in the next one.
+misses the deadline is left out of the round, and asked again in the next one if it is online then.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class FlowerDriver:
     Attributes
     ----------
     counts : Counter of str
-        How often so far a node was ``late`` with an answer, ``offline``, ``crashed``, ``failed`` or ``refused``.
+        How often so far a node was ``late`` with an answer, ``crashed``, ``failed`` or was ``refused``.
     users : dict of int to int
         How many users each node has said that it has.
     """

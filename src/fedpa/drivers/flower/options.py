@@ -23,7 +23,7 @@ DEFAULTS: dict[str, str | int | float | bool] = {
     "seed": 0,
     "device": "cpu",
     "min-nodes": 1,
-    "deadline": 3600.0,
+    "deadline": 600.0,
     "keep-rounds": 2,
     "overwrite": False,
     "log": "text",

@@ -1,9 +1,9 @@
 """Letters on their way: sent, waited for, and sent again when what should have answered them died.
 
 `Grid.send_and_receive` sleeps three seconds between looks, so that messages are pushed and pulled here. What Flower
-does not do itself: a message that a node took before it died is gone. It is sent again when the node's SuperNode was
-started anew, when Flower says that the ClientApp died, and when there has been no answer for long. A letter that
-arrives twice is answered twice, with the same bytes, and costs little (`fedpa.drivers.flower.desk`).
+does not do itself: a message that a node took before it died is gone. It is sent again when the node's SuperNode is
+back, when Flower says that the ClientApp died, and when there has been no answer for long. A letter that arrives twice
+is answered twice, with the same bytes, and costs little (`fedpa.drivers.flower.desk`).
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Answer:
     letter : Letter or None
         What it answered; None if it cannot.
     reason : str
-        Why it cannot: ``offline``, ``crashed``, ``failed``, ``refused``, with what is known of it.
+        Why it cannot: ``crashed``, ``failed`` or ``refused``, with what is known of it.
     """
 
     flower: int
@@ -163,7 +163,8 @@ class Post:
         if message.has_error():
             code, text = message.error.code, message.error.reason or ""
             if code == _GONE:
-                return Answer(one.flower, one.letter, None, "offline")
+                one.ids.clear()
+                return None
             if code in _RAISED:
                 return Answer(one.flower, one.letter, None, f"failed: {text}")
             one.crashes += 1
@@ -178,21 +179,20 @@ class Post:
         return Answer(one.flower, one.letter, letter)
 
     def _again(self) -> None:
-        """Send again what was taken by something that died, or has had no answer for long."""
+        """Send again what was taken by something that died, or has had no answer for long, to who is there."""
         seen, now = self.online(), time.monotonic()
         quiet = max(_QUIET_SECONDS, 4 * self._slowest) if self._slowest else 4 * _QUIET_SECONDS
         stale = []
         for one in self._waiting:
-            restarted = one.flower in seen and seen[one.flower].since != one.since
-            if restarted or not one.ids or now - one.sent > quiet * 2**one.tries:
-                if restarted:
-                    one.since = seen[one.flower].since
-                else:
-                    one.tries += 1
+            if one.flower not in seen:
+                continue
+            since = seen[one.flower].since
+            silent = now - one.sent > quiet * 2**one.tries
+            if since != one.since or not one.ids or silent:
+                one.since, one.tries = since, one.tries + silent
                 stale.append(one)
         if stale:
-            names = ", ".join(str(one.flower) for one in stale)
-            _log.info("%s: sent again to SuperNode %s", stale[0].letter.kind, names)
+            _log.info("%s: sent again to %d nodes", stale[0].letter.kind, len(stale))
             self._push(stale)
 
     def _push(self, waiting: list[_Waiting]) -> None:

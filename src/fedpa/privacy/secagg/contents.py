@@ -16,37 +16,26 @@ from fedpa.federation.intake import Intake
 from fedpa.federation.node import SPLITS
 from fedpa.federation.order import Report, Sums
 from fedpa.federation.parameters import Layout
-from fedpa.federation.server import FRACTION_BITS, SUM_LIMIT, Upload, vector_name
+from fedpa.federation.robust import check_visibility
 from fedpa.federation.tally import Tally
+from fedpa.federation.upload import FRACTION_BITS, SUM_LIMIT, Upload, vector_name
 from fedpa.federation.wire import pack_report, pack_sums, pack_tally, unpack_sums, unpack_tally
 from fedpa.privacy.secagg.slots import Slots
 from fedpa.privacy.secagg.terms import ProtocolError
 from fedpa.settings import Settings
 
-__all__ = ["Limits", "RoundVector", "TallyVector", "refuse_rows"]
+__all__ = ["ContentError", "Limits", "RoundVector", "TallyVector"]
 
 Ints = npt.NDArray[np.int64]
 
+_USERS = "users"
 _COUNTS = ("participants", "rows", "loss", "weights_up", "weights_down")
 _NUMBERS = tuple(field.name for field in fields(ClickSums) if field.name != "histogram")
 _NOBODY = ""  # the run in messages that are made to be checked
 
 
-def refuse_rows(layout: Layout) -> None:
-    """Refuse methods whose server sees single users' rows.
-
-    Raises
-    ------
-    ConfigError
-        Names the scope.
-    """
-    for vector in layout.uploaded:
-        if vector.scope.sees == "rows":
-            raise ConfigError(
-                f"secure aggregation: the server of this method sees single users' rows of {vector_name(vector)!r}, "
-                "which sums do not give",
-                "choose a method whose server needs sums alone, for instance fedpa, or turn secure aggregation off",
-            )
+class ContentError(ProtocolError):
+    """Content that is not to be masked; what it says of a node's users stays on the node."""
 
 
 @dataclass(frozen=True)
@@ -109,11 +98,11 @@ class RoundVector:
     """
 
     def __init__(self, layout: Layout, settings: Settings, limits: Limits, *, train: bool) -> None:
-        refuse_rows(layout)
+        check_visibility(layout, settings, secure=True)
         limits.check(settings)
         self.layout, self.settings, self.limits, self.train = layout, settings, limits, train
         arrays: dict[str, tuple[int, ...]] = {f"histogram/{split}": (2, BINS) for split in SPLITS}
-        integers = [f"{name}/{split}" for split in SPLITS for name in _NUMBERS]
+        integers = [_USERS, *(f"{name}/{split}" for split in SPLITS for name in _NUMBERS)]
         if train:
             empty = Upload.empty(layout, settings)
             for vector, total, weight in zip(layout.uploaded, empty.sums, empty.weights, strict=True):
@@ -138,7 +127,7 @@ class RoundVector:
             If it holds what cannot be true, or larger changes or more users than declared.
         """
         arrays: dict[str, Ints] = {}
-        integers: dict[str, int] = {}
+        integers: dict[str, int] = {_USERS: users}
         checked = self._checked(upload, sums, users)
         for split, one in checked.items():
             arrays[f"histogram/{split}"] = one.histogram
@@ -150,12 +139,12 @@ class RoundVector:
             integers |= {name: int(getattr(upload, name)) for name in _COUNTS}
         return self.slots.pack(arrays, integers)
 
-    def unpack(self, vector: Ints, nodes: int) -> tuple[Upload | None, Sums]:
-        """The sums over so many nodes.
+    def unpack(self, vector: Ints, nodes: int) -> tuple[Upload | None, Sums, int]:
+        """The sums over so many nodes, of their uploads, of their scores and of their users.
 
         Raises
         ------
-        AbortError, ProtocolError
+        AbortError, ContentError
             If it is no such sum, or more users took part than declared, so that it may have overflowed.
         """
         arrays, integers = self.slots.unpack(vector, nodes)
@@ -175,29 +164,29 @@ class RoundVector:
             )
             for name in _COUNTS:
                 setattr(upload, name, integers[name])
-            upload.bound = self.limits.bound(self._mass(upload), self.settings)
-        self._checked(upload, sums, self.limits.users)
-        return upload, sums
+            upload.bound = float(max((int(one.abs().max()) for one in upload.sums if one.numel()), default=0))
+        self._checked(upload, sums, integers[_USERS])
+        return upload, sums, integers[_USERS]
 
     def _mass(self, upload: Upload) -> int:
         return upload.rows if self.settings.weighting == "rows" else upload.participants
 
     def _checked(self, upload: Upload | None, sums: Sums, users: int) -> Sums:
         if (upload is not None) != self.train:
-            raise ProtocolError("training was asked for and is missing, or the other way round")
+            raise ContentError("training was asked for and is missing, or the other way round")
         try:
             found = unpack_sums(_NOBODY, 0, 0, *pack_sums(_NOBODY, 0, 0, sums))
             if upload is not None:
                 self._check_upload(upload, users)
         except Refused as refusal:
-            raise ProtocolError(f"a sum that cannot be true: {refusal.message}") from None
+            raise ContentError(f"a sum that cannot be true: {refusal.message}") from None
         return found
 
     def _check_upload(self, upload: Upload, users: int) -> None:
         mass = self._mass(upload)
         if mass > self.limits.users or not upload.bound <= self.limits.bound(mass, self.settings):
             change = upload.bound / max(mass, 1) * 2.0 ** -FRACTION_BITS[self.settings.torch_dtype]
-            raise ProtocolError(
+            raise ContentError(
                 f"changes of up to {change:.3g} by {mass} users, declared are changes of "
                 f"{self.limits.change:g} by {self.limits.users}",
                 "lower the learning rate, or declare larger changes or more users if their sum still fits",
@@ -206,7 +195,7 @@ class RoundVector:
         intake = Intake(self.layout, self.settings, _NOBODY, 0, {0: users})
         reason = intake.offer(header, arrays)
         if reason is not None:
-            raise ProtocolError(f"a sum that cannot be true ({reason}); see the log for what was found")
+            raise ContentError(f"a sum that cannot be true ({reason}); see the log for what was found")
 
 
 class TallyVector:
@@ -240,13 +229,13 @@ class TallyVector:
 
         Raises
         ------
-        AbortError, ProtocolError
+        AbortError, ContentError
             If it is no such sum, or the nodes' periods differ.
         """
         arrays, integers = self.slots.unpack(vector, nodes)
         ends = arrays["ends"] // nodes
         if (ends * nodes != arrays["ends"]).any() or _digest(ends) * nodes != integers["check"]:
-            raise ProtocolError(
+            raise ContentError(
                 "the nodes count items over different periods",
                 "give all nodes data sets with the same open users",
             )
@@ -258,7 +247,7 @@ class TallyVector:
         try:
             unpack_tally(_NOBODY, 0, self.periods, self.items, *pack_tally(_NOBODY, 0, tally))
         except Refused as refusal:
-            raise ProtocolError(f"a sum that cannot be true: {refusal.message}") from None
+            raise ContentError(f"a sum that cannot be true: {refusal.message}") from None
 
 
 def _digest(ends: Ints) -> int:

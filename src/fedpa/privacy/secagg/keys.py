@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedpa.errors import ConfigError
+from fedpa.privacy.secagg.shamir import combined
 from fedpa.privacy.secagg.terms import ProtocolError, Terms
 
 try:
@@ -18,7 +19,7 @@ try:
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
-    from flwr.common.secure_aggregation.crypto.shamir import combine_shares, create_shares
+    from flwr.common.secure_aggregation.crypto.shamir import create_shares
     from flwr.common.secure_aggregation.crypto.symmetric_encryption import decrypt, encrypt, generate_shared_key
     from flwr.common.secure_aggregation.secaggplus_utils import (
         share_keys_plaintext_concat,
@@ -121,8 +122,8 @@ def combine(shares: Sequence[bytes]) -> bytes:
         If they are not shares of one secret; not every mismatch shows, so compare the result with what is known of it.
     """
     try:
-        return combine_shares(list(shares))
-    except (ValueError, IndexError):
+        return combined(shares)
+    except ValueError:
         raise ProtocolError("shares of different secrets") from None
 
 

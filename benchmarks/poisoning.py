@@ -1,0 +1,276 @@
+"""Measure what poisoned users do to a federation, with and without each robust aggregate.
+
+    python benchmarks/poisoning.py --out poisoning.json
+    python benchmarks/poisoning.py --dataset DATASET --foundation FOUNDATION --participation 0.1 --out poisoning.json
+
+Without a data set, synthetic users are made. A share of the private users is poisoned: their changes are turned round
+(``flip``) or scaled (``scale``), or they train on made-up clicks on one item that nobody is shown, and send that scaled
+(``promote``). Scores are those of the honest users' test rows after the last round; exposure is the share of honest
+users who have the promoted item among their ten best unseen ones.
+
+``--sweep`` looks for the breaking point: the share is raised until a defence fails. It has failed when half of what
+the adaptation gains over the frozen foundation is gone (the mean of AUC and GAUC), or when a tenth of the honest users
+are shown the promoted item.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fedpa import load_dataset, load_foundation, prepare, pretrain
+from fedpa.data.dataset import Dataset, Part
+from fedpa.data.sources import open_source
+from fedpa.data.synthetic import synthesise
+from fedpa.draws import uniform
+from fedpa.errors import FedpaError
+from fedpa.evaluation.metrics import auc, gauc
+from fedpa.federation.rows import ShardRows
+from fedpa.federation.server import Server
+from fedpa.federation.shard import Shard
+from fedpa.federation.upload import FRACTION_BITS, TableRows, Upload, vector_name
+from fedpa.methods import FederatedMethod, find_method
+from fedpa.models.foundation import Foundation
+from fedpa.recommend import Recommender
+
+CPU = torch.device("cpu")
+SWEEP = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.49)
+LOST, EXPOSED = 0.5, 0.1
+Bools = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Attack:
+    """What poisoned users do: ``none``, ``flip``, ``scale`` or ``promote``; how many, and how strongly."""
+
+    kind: str
+    share: float = 0.0
+    strength: float = 1.0
+
+
+class Bench:
+    """A data set with its foundation, and runs on it."""
+
+    def __init__(self, dataset: Dataset, foundation: Foundation, options: argparse.Namespace) -> None:
+        self.dataset, self.foundation, self.options = dataset, foundation, options
+        method = self.method("mean")
+        plain = ShardRows.of(dataset, dtype=torch.float32, device=CPU)
+        self.tally = method.tally(dataset, plain)
+        self.rows = method.rows(foundation, dataset, plain, self.tally)
+        self.draw = uniform(options.seed, "ranking", (), self.rows.keys)
+
+    def method(self, defence: str, norm_bound: float = 1.0) -> FederatedMethod:
+        """FedPA with everything that is uploaded in the server's sight."""
+        values = {
+            "aggregation": defence,
+            "visible": "rows",
+            "trim": self.options.trim,
+            "norm_bound": norm_bound,
+            "participation": self.options.participation,
+        }
+        return cast(FederatedMethod, find_method("fedpa").configured("default", values))
+
+    @cached_property
+    def target(self) -> int:
+        """An item of middling popularity among the users' training rows."""
+        count = np.bincount(self.rows.items.numpy()[self.rows.part == Part.TRAIN], minlength=self.dataset.n_items)
+        known = np.flatnonzero(count)
+        return int(known[np.argsort(count[known], kind="stable")[len(known) // 2]])
+
+    @cached_property
+    def norm_bound(self) -> float:
+        """The middle length of an honest change in the first round."""
+        with tempfile.TemporaryDirectory() as folder:
+            shard, server = self.engine(self.method("mean"), self.rows, folder)
+            return float(np.median(lengths(shard.round(server.state, 1))))
+
+    def engine(self, method: FederatedMethod, rows: ShardRows, folder: str) -> tuple[Shard, Server]:
+        """All users in one shard, and a server."""
+        model = method.model(self.foundation, self.dataset, self.options.seed, CPU)
+        store = Shard.new_store(model, rows, method.settings, Path(folder))
+        shard = Shard(model, rows, method.settings, store, seed=self.options.seed, rule=method)
+        return shard, method.server(model.layout)
+
+    def poisoned(self, share: float) -> Bools:
+        """The first so many users by their draw, among those who train."""
+        able = np.flatnonzero(self.rows.train > 0)
+        found = np.zeros(len(self.rows.users), bool)
+        found[able[np.argsort(self.draw[able], kind="stable")[: round(share * len(able))]]] = True
+        return found
+
+    def made_up(self, bad: Bools) -> ShardRows:
+        """Rows in which the training rows of some users are clicks on the promoted item."""
+        rows = self.rows
+        change = torch.from_numpy(bad[rows.user] & (rows.part == Part.TRAIN))
+        example = int(np.flatnonzero((rows.items.numpy() == self.target) & (rows.part == Part.TRAIN))[0])
+        items, labels, context = rows.items.clone(), rows.labels.clone(), rows.context.clone()
+        items[change], labels[change] = self.target, 1.0
+        of_item = slice(0, self.dataset.n_item_context)
+        context[change, of_item] = context[example, of_item]
+        return replace(rows, items=items, labels=labels, context=context)
+
+    def run(self, defence: str, attack: Attack) -> dict[str, Any]:
+        """One run and its scores."""
+        begin = time.perf_counter()
+        bad = self.poisoned(attack.share)
+        honest = ~bad
+        rows = self.made_up(bad) if attack.kind == "promote" else self.rows
+        factor = -attack.strength if attack.kind == "flip" else attack.strength
+        method = self.method(defence, self.norm_bound if defence == "norm_bound" else 1.0)
+        with tempfile.TemporaryDirectory() as folder:
+            shard, server = self.engine(method, rows, folder)
+            rounds = self.options.rounds if attack.kind != "frozen" else 0
+            try:
+                for number in range(1, rounds + 1):
+                    upload = shard.round(server.state, number)
+                    server.step(tampered(upload, server, rows.users[bad], factor) if bad.any() else upload)
+            except FedpaError:  # what honest users train from the poisoned state does not fit the range of exact sums
+                honest = np.zeros_like(bad)
+            found = asdict(attack) | {"defence": defence, "poisoned": int(bad.sum())}
+            found |= self.scores(shard, server, honest)
+        return found | {"seconds": round(time.perf_counter() - begin, 1)}
+
+    def scores(self, shard: Shard, server: Server, honest: Bools) -> dict[str, float | None]:
+        """Of the honest users' test rows, and how many of them are shown the promoted item; None where it diverged."""
+        try:
+            scores = shard.scores(server.state)
+        except FedpaError:
+            honest = np.zeros_like(honest)
+        if not honest.any():
+            return dict.fromkeys(("auc", "gauc", "exposure"))
+        here = (shard.rows.part == Part.TEST) & honest[shard.rows.user]
+        labels, owner = self.rows.labels.numpy()[here].astype(np.int8), shard.rows.user[here]
+        recommender = Recommender(self.dataset, shard.model, shard, server, self.foundation.inputs)
+        able = np.flatnonzero(honest & (shard.rows.train > 0))
+        asked = able[np.argsort(-self.draw[able], kind="stable")[: self.options.asked]]
+        item = self.dataset.item_ids[self.target]
+        shown = [item in recommender.recommend(self.dataset.user_ids[int(shard.rows.users[u])]).items for u in asked]
+        return {
+            "auc": auc(labels, scores[here]),
+            "gauc": gauc(owner, labels, scores[here]).value,
+            "exposure": float(np.mean(shown)),
+        }
+
+
+def tampered(upload: Upload, server: Server, bad: npt.NDArray[np.int64], factor: float) -> Upload:
+    """The upload in which some users' changes are multiplied, sums included."""
+    unit = 2.0 ** FRACTION_BITS[server.dtype]
+    pieces = []
+    for one in upload.seen:
+        times = np.where(np.isin(one.users, bad), factor, 1.0).astype(np.float32)
+        pieces.append(replace(one, values=one.values * torch.from_numpy(times)[:, None]))
+    sums = []
+    for vector, total in zip(server.layout.uploaded, upload.sums, strict=True):
+        rows, width = (vector.values, vector.size) if vector.table is None else (vector.table.rows, vector.table.width)
+        added = torch.zeros(rows, width, dtype=torch.int64)
+        for one in of(pieces, vector_name(vector)):
+            units = (one.values.double() * unit).round_().to(torch.int64)
+            added.index_add_(0, torch.from_numpy(one.ids), units)
+        sums.append(added.view(total.shape))
+    return replace(upload, seen=tuple(pieces), sums=sums)
+
+
+def of(pieces: list[TableRows], name: str) -> Iterator[TableRows]:
+    return (one for one in pieces if one.table == name)
+
+
+def lengths(upload: Upload) -> npt.NDArray[np.float64]:
+    """Length of every participant's whole change."""
+    users = np.unique(np.concatenate([one.users for one in upload.seen]))
+    square = np.zeros(len(users))
+    for one in upload.seen:
+        values: Tensor = one.values.double()
+        np.add.at(square, np.searchsorted(users, one.users), values.square().sum(1).numpy())
+    return np.sqrt(square)
+
+
+def failed(found: dict[str, Any], clean: dict[str, Any], frozen: dict[str, Any]) -> bool:
+    """Whether the attack has had its way."""
+    if found["auc"] is None:
+        return True
+    if found["kind"] == "promote":
+        return bool(found["exposure"] >= EXPOSED)
+    gain, left = (one["auc"] + one["gauc"] - frozen["auc"] - frozen["gauc"] for one in (clean, found))
+    return bool(left < LOST * gain)
+
+
+def measured(bench: Bench, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """All runs, one after another."""
+    frozen = bench.run("mean", Attack("frozen"))
+    yield frozen
+    attacks = [Attack(kind, strength=float(times)) for kind, _, times in (a.partition(":") for a in options.attacks)]
+    for defence in options.defences:
+        clean = bench.run(defence, Attack("none"))
+        yield clean
+        for attack in attacks:
+            broken = False
+            for share in sorted({*options.shares, *(SWEEP if options.sweep else ())}):
+                if broken and share not in options.shares:
+                    continue
+                found = bench.run(defence, replace(attack, share=share))
+                found["failed"] = failed(found, clean, frozen)
+                broken = broken or found["failed"]
+                yield found
+
+
+def synthetic(users: int, seed: int, folder: Path) -> tuple[Dataset, Foundation]:
+    synthesise(folder / "raw", users=users, items=1000, seed=seed, rows_per_user=80)
+    dataset = prepare(open_source("kuairand-pure", folder / "raw"), folder / "dataset", seed=seed)
+    return dataset, pretrain(dataset, out=folder / "foundation", seed=seed)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", type=Path)
+    parser.add_argument("--foundation", type=Path)
+    parser.add_argument("--users", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--participation", type=float, default=1.0)
+    parser.add_argument("--trim", type=float, default=0.1)
+    parser.add_argument("--shares", type=float, nargs="*", default=[0.01, 0.05])
+    parser.add_argument("--attacks", nargs="*", default=["flip:10", "scale:10", "promote:10"])
+    parser.add_argument("--defences", nargs="*", default=["mean", "trimmed_mean", "median", "norm_bound"])
+    parser.add_argument("--asked", type=int, default=300, help="honest users whose ten best items are looked at")
+    parser.add_argument("--sweep", action="store_true")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        if options.dataset:
+            dataset, foundation = load_dataset(options.dataset), load_foundation(options.foundation)
+        else:
+            dataset, foundation = synthetic(options.users, options.seed, Path(folder))
+        bench = Bench(dataset, foundation, options)
+        report: dict[str, Any] = {
+            "dataset": dataset.manifest["source"],
+            "users": int((bench.rows.train > 0).sum()),
+            "items": dataset.n_items,
+            "rounds": options.rounds,
+            "participation": options.participation,
+            "trim": options.trim,
+            "norm_bound": bench.norm_bound,
+            "target_rows": int((bench.rows.items.numpy() == bench.target).sum()),
+            "runs": [],
+        }
+        for found in measured(bench, options):
+            report["runs"].append(found)
+            print(json.dumps(found), flush=True)
+            if options.out:
+                options.out.write_text(json.dumps(report, indent=2) + "\n")
+    print(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    main()
