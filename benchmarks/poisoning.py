@@ -8,9 +8,9 @@ Without a data set, synthetic users are made. A share of the private users is po
 (``promote``). Scores are those of the honest users' test rows after the last round; exposure is the share of honest
 users who have the promoted item among their ten best unseen ones.
 
-``--sweep`` looks for the breaking point: the share is raised until a defence fails. It has failed when half of what
-the adaptation gains over the frozen foundation is gone (the mean of AUC and GAUC), or when a tenth of the honest users
-are shown the promoted item.
+``--sweep`` looks for the breaking point: the share is raised until a defence fails. It has failed when honest users
+would be better off ``alone``, each with its personal parts and nothing from the server (by the sum of AUC and GAUC), or
+when a tenth of them are shown the promoted item.
 """
 
 from __future__ import annotations
@@ -46,14 +46,17 @@ from fedpa.models.foundation import Foundation
 from fedpa.recommend import Recommender
 
 CPU = torch.device("cpu")
-SWEEP = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.49)
-LOST, EXPOSED = 0.5, 0.1
+SWEEP = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.49)
+EXPOSED = 0.1
 Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Attack:
-    """What poisoned users do: ``none``, ``flip``, ``scale`` or ``promote``; how many, and how strongly."""
+    """What poisoned users do: ``none``, ``flip``, ``scale`` or ``promote``; how many, and how strongly.
+
+    Two are no attacks: ``frozen``, the foundation without any round, and ``alone``, in which the server does nothing.
+    """
 
     kind: str
     share: float = 0.0
@@ -99,7 +102,7 @@ class Bench:
     def engine(self, method: FederatedMethod, rows: ShardRows, folder: str) -> tuple[Shard, Server]:
         """All users in one shard, and a server."""
         model = method.model(self.foundation, self.dataset, self.options.seed, CPU)
-        store = Shard.new_store(model, rows, method.settings, Path(folder))
+        store = Shard.new_store(model, rows, method.settings, Path(folder), sync=False)
         shard = Shard(model, rows, method.settings, store, seed=self.options.seed, rule=method)
         return shard, method.server(model.layout)
 
@@ -135,14 +138,15 @@ class Bench:
             try:
                 for number in range(1, rounds + 1):
                     upload = shard.round(server.state, number)
-                    server.step(tampered(upload, server, rows.users[bad], factor) if bad.any() else upload)
+                    if attack.kind != "alone":
+                        server.step(tampered(upload, server, rows.users[bad], factor) if bad.any() else upload)
             except FedpaError:  # what honest users train from the poisoned state does not fit the range of exact sums
                 honest = np.zeros_like(bad)
             found = asdict(attack) | {"defence": defence, "poisoned": int(bad.sum())}
-            found |= self.scores(shard, server, honest)
+            found |= self.scores(shard, server, honest, exposure=attack.kind in {"none", "promote"})
         return found | {"seconds": round(time.perf_counter() - begin, 1)}
 
-    def scores(self, shard: Shard, server: Server, honest: Bools) -> dict[str, float | None]:
+    def scores(self, shard: Shard, server: Server, honest: Bools, *, exposure: bool) -> dict[str, float | None]:
         """Of the honest users' test rows, and how many of them are shown the promoted item; None where it diverged."""
         try:
             scores = shard.scores(server.state)
@@ -152,16 +156,20 @@ class Bench:
             return dict.fromkeys(("auc", "gauc", "exposure"))
         here = (shard.rows.part == Part.TEST) & honest[shard.rows.user]
         labels, owner = self.rows.labels.numpy()[here].astype(np.int8), shard.rows.user[here]
+        return {
+            "auc": auc(labels, scores[here]),
+            "gauc": gauc(owner, labels, scores[here]).value,
+            "exposure": self.exposure(shard, server, honest) if exposure else None,
+        }
+
+    def exposure(self, shard: Shard, server: Server, honest: Bools) -> float:
+        """Share of some honest users who have the promoted item among their ten best unseen ones."""
         recommender = Recommender(self.dataset, shard.model, shard, server, self.foundation.inputs)
         able = np.flatnonzero(honest & (shard.rows.train > 0))
         asked = able[np.argsort(-self.draw[able], kind="stable")[: self.options.asked]]
         item = self.dataset.item_ids[self.target]
-        shown = [item in recommender.recommend(self.dataset.user_ids[int(shard.rows.users[u])]).items for u in asked]
-        return {
-            "auc": auc(labels, scores[here]),
-            "gauc": gauc(owner, labels, scores[here]).value,
-            "exposure": float(np.mean(shown)),
-        }
+        users = (self.dataset.user_ids[int(shard.rows.users[user])] for user in asked)
+        return float(np.mean([item in recommender.recommend(user).items for user in users]))
 
 
 def tampered(upload: Upload, server: Server, bad: npt.NDArray[np.int64], factor: float) -> Upload:
@@ -196,39 +204,43 @@ def lengths(upload: Upload) -> npt.NDArray[np.float64]:
     return np.sqrt(square)
 
 
-def failed(found: dict[str, Any], clean: dict[str, Any], frozen: dict[str, Any]) -> bool:
+def failed(found: dict[str, Any], alone: dict[str, Any]) -> bool:
     """Whether the attack has had its way."""
     if found["auc"] is None:
         return True
     if found["kind"] == "promote":
         return bool(found["exposure"] >= EXPOSED)
-    gain, left = (one["auc"] + one["gauc"] - frozen["auc"] - frozen["gauc"] for one in (clean, found))
-    return bool(left < LOST * gain)
+    return bool(found["auc"] + found["gauc"] < alone["auc"] + alone["gauc"])
 
 
 def measured(bench: Bench, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """All runs, one after another."""
-    frozen = bench.run("mean", Attack("frozen"))
-    yield frozen
+    alone = bench.run("mean", Attack("alone"))
+    yield from (bench.run("mean", Attack("frozen")), alone)
     attacks = [Attack(kind, strength=float(times)) for kind, _, times in (a.partition(":") for a in options.attacks)]
     for defence in options.defences:
-        clean = bench.run(defence, Attack("none"))
-        yield clean
+        yield bench.run(defence, Attack("none"))
         for attack in attacks:
-            broken = False
-            for share in sorted({*options.shares, *(SWEEP if options.sweep else ())}):
-                if broken and share not in options.shares:
-                    continue
+            for share in options.shares:
                 found = bench.run(defence, replace(attack, share=share))
-                found["failed"] = failed(found, clean, frozen)
-                broken = broken or found["failed"]
+                found["failed"] = broken = failed(found, alone)
                 yield found
+            # From the greatest share up to where it fails, or down to where it does not.
+            near, way = options.shares[-1], -1 if broken else 1
+            for share in [
+                s for s in SWEEP[::way] if options.sweep and way * s > way * near and s not in options.shares
+            ]:
+                found = bench.run(defence, replace(attack, share=share))
+                found["failed"] = failed(found, alone)
+                yield found
+                if found["failed"] != broken:
+                    break
 
 
 def synthetic(users: int, seed: int, folder: Path) -> tuple[Dataset, Foundation]:
     synthesise(folder / "raw", users=users, items=1000, seed=seed, rows_per_user=80)
     dataset = prepare(open_source("kuairand-pure", folder / "raw"), folder / "dataset", seed=seed)
-    return dataset, pretrain(dataset, out=folder / "foundation", seed=seed)
+    return dataset, pretrain(dataset, out=folder / "foundation", seed=seed, reader="none")
 
 
 def main() -> None:
@@ -237,11 +249,11 @@ def main() -> None:
     parser.add_argument("--foundation", type=Path)
     parser.add_argument("--users", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--participation", type=float, default=1.0)
     parser.add_argument("--trim", type=float, default=0.1)
     parser.add_argument("--shares", type=float, nargs="*", default=[0.01, 0.05])
-    parser.add_argument("--attacks", nargs="*", default=["flip:10", "scale:10", "promote:10"])
+    parser.add_argument("--attacks", nargs="*", default=["flip:10", "scale:100", "promote:1", "promote:10"])
     parser.add_argument("--defences", nargs="*", default=["mean", "trimmed_mean", "median", "norm_bound"])
     parser.add_argument("--asked", type=int, default=300, help="honest users whose ten best items are looked at")
     parser.add_argument("--sweep", action="store_true")

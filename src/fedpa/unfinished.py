@@ -47,9 +47,7 @@ def new_room(target: Path, *, overwrite: bool) -> Path:
         raise ArtifactError(f"{target}: is a file, expected a folder to write", "choose another name")
     begun = (room / _CONFIG).exists()
     if begun and not overwrite:
-        raise ArtifactError(
-            f"{room}: an unfinished run is there", f"{_go_on(room)}; or start anew with --overwrite"
-        )
+        raise ArtifactError(f"{room}: an unfinished run is there", f"{_go_on(room)}; or start anew with --overwrite")
     try:
         if room.exists():
             with claimed(room):

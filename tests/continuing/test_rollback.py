@@ -82,3 +82,11 @@ def test_a_damaged_round_is_not_gone_back_to(run: Run, tmp_path: Path, file: str
         rollback(load_run(tmp_path / "copy"), 2, out=tmp_path / "out")
     assert not [*tmp_path.glob("out*")]
     assert rollback(load_run(tmp_path / "copy"), 3, out=tmp_path / "out").summary["best_round"] == 3
+
+
+def test_what_is_on_other_disks_is_not_gone_back_to(run: Run, tmp_path: Path) -> None:
+    shutil.copytree(run.path, tmp_path / "copy")
+    shutil.rmtree(tmp_path / "copy/checkpoints/node-1")
+    with pytest.raises(ArtifactError, match="what devices kept of round 2 is not here"):
+        rollback(load_run(tmp_path / "copy"), 2, out=tmp_path / "out")
+    assert not [*tmp_path.glob("out*")]

@@ -253,7 +253,9 @@ class Disk:
         last = self.pending[-depth:] if depth else []
         earlier = [set(), set(self.pending) - set(last)]
         for size in range(len(last) + 1):
-            subsets += [self.closed({*some, *before}) for some in itertools.combinations(last, size) for before in earlier]
+            subsets += [
+                self.closed({*some, *before}) for some in itertools.combinations(last, size) for before in earlier
+            ]
         seen = set()
         for chosen in subsets:
             key = frozenset(map(id, chosen))

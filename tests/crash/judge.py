@@ -209,8 +209,8 @@ class Judge:
 
     def _generations(self, tree: Tree) -> Iterator[Key]:
         here = self._here(tree)
-        run: Tree = here.get(self._name) or here.get(f"{self._name}.unfinished") or {}
-        for role, folder in run.get("checkpoints", {}).items():
-            for name, files in folder.items():
-                if name.isdecimal():
-                    yield role, int(name), frozenset(files.items())
+        for run in (here.get(self._name, {}), here.get(f"{self._name}.unfinished", {})):
+            for role, folder in run.get("checkpoints", {}).items():
+                for name, files in folder.items():
+                    if name.isdecimal():
+                        yield role, int(name), frozenset(files.items())

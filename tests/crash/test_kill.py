@@ -45,29 +45,25 @@ def test_killed_at_every_call(worker: Worker, out: Path, alone: dict[str, str]) 
             killed_and_resumed(worker, out, alone, number, half=True)
 
 
-@pytest.mark.slow
-def test_killed_again_at_every_call_of_a_resumed_run(worker: Worker, out: Path, alone: dict[str, str]) -> None:
-    """One after another until it is done, each child is killed a few calls on."""
-    for step in (1, 2, 3, 5, 7):
-        del step
-
-
-def at_random_moments(worker: Worker, out: Path, alone: dict[str, str], kills: int) -> None:
+def killed_at_moments(worker: Worker, out: Path, kills: int, shards: int) -> None:
     """Kill runs, and those that go on with them, after random times."""
-    draw = random.Random(0)
-    length = min(worker.run(out.with_name(f"timed-{n}")).seconds for n in range(3))
-    while kills:
-        while kills and worker.run(out, after=draw.uniform(0, length)).killed:
-            kills -= 1
-        assert not worker.run(out).killed
-        assert essence(out) == alone
+    seconds = worker.run(out, shards=shards).seconds
+    alone = essence(out)
+    shutil.rmtree(out.parent)
+    draw, left = random.Random(0), kills
+    while left:
+        while left and worker.run(out, after=draw.uniform(0, seconds), shards=shards).killed:
+            left -= 1
+        assert not worker.run(out, shards=shards).killed
+        assert essence(out) == alone, f"with {left} of {kills} kills left"
         shutil.rmtree(out.parent)
 
 
-def test_killed_at_some_moments(worker: Worker, out: Path, alone: dict[str, str]) -> None:
-    at_random_moments(worker, out, alone, SAMPLED_MOMENTS)
+def test_killed_at_some_moments(worker: Worker, out: Path) -> None:
+    killed_at_moments(worker, out, SAMPLED_MOMENTS, shards=1)
 
 
 @pytest.mark.slow
-def test_killed_at_two_hundred_moments(worker: Worker, out: Path, alone: dict[str, str]) -> None:
-    at_random_moments(worker, out, alone, MOMENTS)
+@pytest.mark.parametrize("shards", [1, 2])
+def test_killed_at_two_hundred_moments(worker: Worker, out: Path, shards: int) -> None:
+    killed_at_moments(worker, out, MOMENTS // 2, shards)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 
 from fedpa.drivers.flower.keys import make_keys
 from fedpa.drivers.flower.project import new_project
@@ -73,6 +73,7 @@ class Net:
         (folder / "logs").mkdir()
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.nodes: dict[str, Sequence[object]] = {}
+        self._orphans: list[psutil.Process] = []
         self.apps = 0
 
     @property
@@ -100,19 +101,19 @@ class Net:
 
     def superlink(self) -> None:
         """Start the SuperLink, with its database file, and wait until it listens."""
-        command = ["flower-superlink", "--host", "127.0.0.1", "--port", self.port]
+        command: list[object] = [BIN / "flower-superlink", "--host", "127.0.0.1", "--port", self.port]
         command += ["--ssl-ca-certfile", self.keys / "ca.crt", "--ssl-certfile", self.keys / "server.pem"]
         command += ["--ssl-keyfile", self.keys / "server.key", "--enable-supernode-auth"]
         command += ["--database", self.folder / "superlink.db", "--disable-runtime-dependency-installation"]
         command += ["--isolation", "process" if self.apart else "subprocess"]
-        self.start("superlink", [BIN / command[0], *command[1:]])
+        self.start("superlink", command)
         until(self._listens, 60, "the SuperLink")
         if self.apart and "superexec" not in self.processes:
             self.superexec()
 
     def superexec(self) -> None:
         """Start the process that starts the ServerApp, where it is one of its own."""
-        command = [BIN / "flower-superexec", "--runtime-api-address", self.address]
+        command: list[object] = [BIN / "flower-superexec", "--runtime-api-address", self.address]
         self.start("superexec", [*command, "--root-certificates", self.keys / "ca.crt"], self.environment("superlink"))
 
     def _listens(self) -> bool:
@@ -127,7 +128,13 @@ class Net:
     def node(self, node: int, config: Mapping[str, object], *, key: int | None = None) -> None:
         """Start a SuperNode."""
         text = " ".join(f'{name}="{value}"' for name, value in config.items())
-        command = [BIN / "flower-supernode", "--superlink", self.address, "--root-certificates", self.keys / "ca.crt"]
+        command: list[object] = [
+            BIN / "flower-supernode",
+            "--superlink",
+            self.address,
+            "--root-certificates",
+            self.keys / "ca.crt",
+        ]
         command += ["--auth-supernode-private-key", self.keys / f"node-{node if key is None else key}"]
         command += ["--host", "127.0.0.1", "--port", _free_port(), "--node-config", text]
         self.nodes[f"node-{node}"] = command
@@ -156,9 +163,8 @@ class Net:
         environment = self.environment("cli")
         connection = f'[superlink]\ndefault = "fedpa"\n[superlink.fedpa]\naddress = "{self.address}"\n'
         (home / "config.toml").write_text(f'{connection}root-certificates = "{self.keys / "ca.crt"}"\n')
-        done = subprocess.run(
-            [str(BIN / "flwr"), *map(str, command)], env=environment, capture_output=True, text=True, timeout=120
-        )
+        line = [str(BIN / "flwr"), *map(str, command)]
+        done = subprocess.run(line, check=False, env=environment, capture_output=True, text=True, timeout=120)
         if check and done.returncode:
             raise AssertionError(f"flwr {command}: {done.stdout}{done.stderr}")
         return done.stdout
@@ -225,25 +231,36 @@ class Net:
 
     def kill(self, name: str) -> None:
         """SIGKILL a process alone; what it has started notices by itself."""
+        self._orphans += self.tree(name)[:-1]
         self.processes[name].kill()
         self.processes[name].wait()
 
-    def stop(self, name: str) -> None:
-        """End a process and all that it has started."""
-        tree = self.tree(name)
-        with contextlib.suppress(ProcessLookupError):
-            self.processes[name].send_signal(signal.SIGTERM)
-        _, alive = psutil.wait_procs(tree, timeout=8)
-        for process in alive:
-            with contextlib.suppress(psutil.Error):
-                process.kill()
-        psutil.wait_procs(alive, timeout=5)
-        self.processes.pop(name).wait()
+    def stop(self, *names: str) -> None:
+        """End processes, as a person would, and all that they have started."""
+        trees = [process for name in names for process in self.tree(name)]
+        for name in names:
+            self.nodes.pop(name, None)
+            with contextlib.suppress(ProcessLookupError):
+                self.processes[name].send_signal(signal.SIGTERM)
+        _end(trees, patience=8)
+        for name in names:
+            self.processes.pop(name).wait()
 
     def close(self) -> None:
-        """End everything, the youngest first."""
-        for name in reversed(list(self.processes)):
-            self.stop(name)
+        """End everything at once."""
+        trees = [process for name in self.processes for process in self.tree(name)]
+        _end([*trees, *self._orphans], patience=0)
+        for process in self.processes.values():
+            process.wait()
+
+
+def _end(processes: Sequence[psutil.Process], patience: float) -> None:
+    """Wait for processes to end, and then see to it."""
+    _, alive = psutil.wait_procs(processes, timeout=patience)
+    for process in alive:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(alive, timeout=5)
 
 
 @contextlib.contextmanager

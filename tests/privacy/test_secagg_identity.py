@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from fedpa.errors import ConfigError
 from fedpa.privacy.secagg.identity import Identity, Peers
 from fedpa.privacy.secagg.keys import KeyPair
-from fedpa.privacy.secagg.message import KEYS, SHARES, Message
+from fedpa.privacy.secagg.message import INPUT, KEYS, SHARES, Message
 from fedpa.privacy.secagg.terms import AbortError
 from secured import Nodes, added, drawn
 
@@ -131,3 +131,23 @@ def test_a_node_that_checks_others_must_be_known_itself(tmp_path: Path) -> None:
     for identities in ({}, {0: Identity(ec.generate_private_key(ec.SECP384R1()))}):
         with pytest.raises(ConfigError, match="its own key is not among theirs"):
             Nodes(tmp_path, VECTORS, identities=identities, peers=PEERS).node(0)
+
+
+def test_the_same_vector_is_not_summed_over_others_in_another_run(tmp_path: Path) -> None:
+    """Pinned keys tell nodes apart whatever their numbers; in another run they are numbered anew."""
+    Nodes(tmp_path, VECTORS, identities=IDENTITIES, peers=PEERS).sum()
+    group = Nodes(tmp_path, VECTORS, {INPUT: {4}}, identities=IDENTITIES, peers=PEERS)
+    with pytest.raises(AbortError):
+        group.sum(run="0123")
+    assert {str(error).split(",")[0] for _, _, error in group.errors} == {
+        "secure aggregation: these very values were summed over 5 nodes before"
+    }
+    for number in range(5):
+        (tmp_path / f"node-{number}").rename(tmp_path / f"moved-{number}")
+    turned = {node: (node + 1) % 5 for node in range(5)}
+    for old, new in turned.items():
+        (tmp_path / f"moved-{old}").rename(tmp_path / f"node-{new}")
+    same = {turned[node]: vector for node, vector in VECTORS.items()}
+    others = {turned[node]: identity for node, identity in IDENTITIES.items()}
+    total, _ = Nodes(tmp_path, same, identities=others, peers=PEERS).sum(run="4567")
+    assert total.tolist() == added(VECTORS, [0, 1, 2, 3, 4]).tolist()

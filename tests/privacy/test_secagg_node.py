@@ -295,11 +295,19 @@ def test_the_same_vector_is_summed_anew_over_the_same_nodes_alone(tmp_path: Path
         group.drop, group.gone, group.errors = {phase: {4}}, set(), []
         with pytest.raises(AbortError, match="nothing was unmasked"):
             group.sum()
-        assert all("over nodes [0, 1, 2, 3, 4] before" in str(error) for _, _, error in group.errors)
+        assert all("summed over 5 nodes before, not the same ones" in str(error) for _, _, error in group.errors)
         assert group.errors
     group.drop, group.gone = {INPUT: {4}}, set()
     group.vectors = {node: vector + 1 for node, vector in FIVE.items()}
     _, stayed = group.sum()
+    assert stayed == [0, 1, 2, 3]
+
+
+def test_in_another_run_numbers_stand_for_other_nodes(tmp_path: Path) -> None:
+    group = Nodes(tmp_path, FIVE)
+    group.sum()
+    group.drop = {INPUT: {4}}
+    _, stayed = group.sum(run="0123")
     assert stayed == [0, 1, 2, 3]
 
 

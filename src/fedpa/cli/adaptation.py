@@ -106,7 +106,7 @@ def adapt(
 
     start_log(log)
     if resume is not None:
-        if (foundation, dataset, out, set_) != (None, None, None, None):
+        if (foundation, dataset, out, set_, continue_) != (None,) * 5:
             raise ConfigError("--resume: the run knows all else", "give nothing but --resume RUN")
         _show_run(
             resumed(resume, progress=watched(), metrics_file=metrics_file, metrics_port=metrics_port), resume, as_json

@@ -74,11 +74,17 @@ def rollback(run: Run, number: int, *, out: Path | str, overwrite: bool = False)
     server.restore(saved)
     accepted: dict[str, int] = about["accepted"][str(number)]
     earlier = [lines[each] for each in sorted(lines) if each <= number]
+    folders = sorted(checkpoints(run.path).glob("node-*"), key=lambda folder: int(_node_of(folder)))
+    if not folders or accepted.keys() - {_node_of(folder) for folder in folders}:
+        raise ArtifactError(
+            f"{run.path}: what devices kept of round {number} is not here, but with their nodes",
+            "only runs whose nodes share a disk with the server can be gone back with",
+        )
     target = Path(out)
     room = new_room(target, overwrite=overwrite)
     with claimed(room):
         nodes = []
-        for folder in sorted(checkpoints(run.path).glob("node-*"), key=lambda folder: int(_node_of(folder))):
+        for folder in folders:
             fresh = node_generations(checkpoints(room) / folder.name)
             nodes.append(_copy(node_generations(folder), accepted.get(_node_of(folder), 0), fresh))
         about |= {"accepted": {str(number): accepted}, "best_round": number, "best": None, "lines": earlier[:-1]}

@@ -8,6 +8,7 @@ and asked again as soon as it is free.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import operator
@@ -21,13 +22,14 @@ from typing import Any
 from fedpa.drivers.driver import Plan
 from fedpa.drivers.ray_actor import Seal, ShardActor, convert_order, convert_report, facts_of, to_array, to_tensor
 from fedpa.drivers.ray_cluster import Cluster
-from fedpa.durable import replace
+from fedpa.durable import write_file
 from fedpa.errors import ConfigError, FedpaError
 from fedpa.federation.order import Base, Order, Report, Sums
 
 __all__ = ["RayDriver"]
 
 _log = logging.getLogger(__name__)
+_SEAL = ".seal-"
 _DEATHS = 3
 _LATE = 6
 _PATIENCE_SECONDS = 30.0
@@ -123,8 +125,9 @@ class RayDriver:
         if self._cluster is None:
             return
         if self._ray.is_initialized():
-            for actor in self._actors.values():
-                self._ray.kill(actor)
+            with contextlib.suppress(self._ray.exceptions.RayError):  # where the cluster itself is gone
+                for actor in self._actors.values():
+                    self._ray.kill(actor)
         self._total = self._order = self._sent = None
         self._actors, self._busy = {}, {}
         if self._seal is not None:
@@ -134,10 +137,12 @@ class RayDriver:
 
     def _sealed(self) -> Seal:
         """Leave a mark in the run's folder, by which an actor knows it."""
-        file = Path(self._plan.folder) / ".seal"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        content = secrets.token_hex(16)
-        replace(file, content.encode())
+        folder, content = Path(self._plan.folder), secrets.token_hex(16)
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(f"{_SEAL}*"):
+            left.unlink()
+        file = folder / f"{_SEAL}{content[:8]}"
+        write_file(file, content.encode())
         return Seal(str(file.resolve()), content, facts_of(self._plan))
 
     def _spawn(self, index: int) -> Any:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import fcntl
 import importlib.metadata
 import os
+import resource
 import socket
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -129,12 +131,13 @@ class ShardActor:
         self._plan, self._index, self._seal = plan, index, seal
         self._node: Node | None = None
         self._held: list[int] | None = None
-        self._lock = -1
+        self._lock, self._seconds = -1, 0.0
         torch.set_num_threads(threads)
 
-    def pid(self) -> int:
-        """Of the process."""
-        return os.getpid()
+    def facts(self) -> dict[str, Any]:
+        """Where it runs, its peak memory in bytes, and how many seconds its last scoring or training took."""
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        return {"pid": os.getpid(), "host": socket.gethostname(), "peak_bytes": peak, "seconds": self._seconds}
 
     def tally(self) -> Tally | None:
         """The node's item counts."""
@@ -149,12 +152,18 @@ class ShardActor:
     def evaluate(self, total: Tally | None, order: Order, base: Base) -> Sums:
         """Score; an actor that was started anew is made ready first."""
         self.start(total)
-        return self._opened().evaluate(convert_order(order, to_tensor), base)
+        begin = time.perf_counter()
+        sums = self._opened().evaluate(convert_order(order, to_tensor), base)
+        self._seconds = time.perf_counter() - begin
+        return sums
 
     def train(self, total: Tally | None, order: Order, base: Base) -> Report:
         """Train, likewise."""
         self.start(total)
-        return convert_report(self._opened().train(convert_order(order, to_tensor), base), to_array)
+        begin = time.perf_counter()
+        report = self._opened().train(convert_order(order, to_tensor), base)
+        self._seconds = time.perf_counter() - begin
+        return convert_report(report, to_array)
 
     def _opened(self) -> Node:
         if self._node is None:

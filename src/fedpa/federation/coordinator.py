@@ -350,7 +350,7 @@ class Coordinator:
 
     def _outcome(self, interrupted: bool) -> Outcome:
         best = self._best_round
-        if best != self.number:
+        if interrupted or best != self.number:  # it may have been in the middle of moving
             self._generations.about(best)
             self.server.restore(self._state(best))
         self._generations.keep(self._accepted)  # a crash may have brought others back

@@ -23,9 +23,9 @@ app = ClientApp()
 
 
 def _handlers() -> Mapping[str, Handler]:
-    from fedpa.drivers.flower.work import HANDLERS
+    from fedpa.drivers.flower.secure_work import handlers
 
-    return HANDLERS
+    return handlers()
 
 
 def _answer(message: Message, context: Context) -> Message:

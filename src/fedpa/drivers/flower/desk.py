@@ -59,6 +59,10 @@ class Desk:
     method : str or None
         ``my_file.py:MyMethod``, if the run's method is not one of the package: no code is ever taken from a server.
     device : str
+    secure : str
+        ``true``: give masked sums alone, whatever a server asks (`fedpa.drivers.flower.secure_work`).
+    peers, key : str or None
+        File of the public keys of all nodes that it is ready to be summed with, and that of its own private key.
     """
 
     dataset: str
@@ -66,6 +70,9 @@ class Desk:
     foundation: str | None = None
     method: str | None = None
     device: str = "cpu"
+    secure: str = ""
+    peers: str | None = None
+    key: str | None = None
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Desk:

@@ -225,9 +225,13 @@ class FlowerDriver:
                 _log.warning("node %d: its item counts are left out: %s", node, refusal.message)
         if not tallies:
             raise FedpaError("no node sent item counts that can be true", "look into the nodes' logs")
-        header, arrays = pack_tally(run, EVERYBODY, functools.reduce(operator.add, tallies))
+        found = pack_tally(run, EVERYBODY, functools.reduce(operator.add, tallies))
+        self._save_tally(found)
+        return found
+
+    def _save_tally(self, found: Message) -> None:
+        header, arrays = found
         replace(self._terms.room / _TALLY, safetensors.numpy.save(arrays, {"header": json.dumps(header)}))
-        return header, arrays
 
     def _saved_tally(self) -> Message | None:
         """What `_counted` noted before the run was stopped."""

@@ -101,6 +101,7 @@ def _config(options: Options, method: Method, foundation: Foundation | None, dat
             "shards": 1,
             "device": options.device,
             "keep_rounds": options.keep_rounds,
+            "secure": options.secure,
             # Another run of the same config must not take its nodes' generations for its own.
             "begun": secrets.token_hex(8),
         },
@@ -112,6 +113,8 @@ def _agree(noted: dict[str, Any], config: dict[str, Any], where: Path) -> None:
     """Refuse to go on with a run of another config."""
     differs = [key for key in _SAME if noted[key] != config[key] and key not in ("dataset", "foundation")]
     differs += [key for key in ("dataset", "foundation") if _hash(noted[key]) != _hash(config[key])]
+    if noted["engine"].get("secure", False) != config["engine"]["secure"]:
+        differs.append("answer to whether sums are secure")
     if differs:
         raise ArtifactError(
             f"{where}: is a run with another {', '.join(differs)}",
@@ -191,6 +194,7 @@ class FlowerJob(Job):
         foundation = self.config["foundation"]
         told["foundation"] = None if foundation is None else {"hash": foundation["hash"]}
         told["source"] = None if facts is None else facts.source
+        told["secure"] = self.options.secure
         terms = Terms(
             run=self.run_id,
             config=told,
@@ -201,7 +205,14 @@ class FlowerJob(Job):
             least=self.options.least,
             deadline=self.options.deadline,
         )
-        return FlowerDriver(Post(self.grid, ttl=max(60.0, 2 * self.options.deadline)), terms)
+        post = Post(self.grid, ttl=max(60.0, 2 * self.options.deadline))
+        if not self.options.secure:
+            return FlowerDriver(post, terms)
+        from fedpa.drivers.flower.secure import SecureDriver
+        from fedpa.privacy.secagg.contents import Limits
+
+        limits = Limits(self.options.secure_change, self.options.secure_users)
+        return SecureDriver(post, terms, limits, threshold=self.options.secure_threshold)
 
     def _tell(self, driver: FlowerDriver, outcome: Outcome, summary: dict[str, Any]) -> None:
         """Have nodes keep what the run came to."""

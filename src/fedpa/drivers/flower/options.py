@@ -25,12 +25,19 @@ DEFAULTS: dict[str, str | int | float | bool] = {
     "min-nodes": 1,
     "deadline": 600.0,
     "keep-rounds": 2,
+    "secure": False,
+    "secure-change": 16.0,
+    "secure-users": 1_000_000,
+    "secure-threshold": 0,
     "overwrite": False,
     "log": "text",
     "metrics-file": "",
     "metrics-port": -1,
 }
-"""Every key of the run config. ``settings``: as ``--set``, divided by spaces; ``rounds`` 0: the preset's."""
+"""Every key of the run config. ``settings``: as ``--set``, divided by spaces; ``rounds`` 0: the preset's;
+``secure-threshold`` 0: more than two thirds of the nodes."""
+
+_FEWEST_SECURE = 5
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,12 @@ class Options:
     deadline : float
         Seconds that a node has for its part of a round.
     keep_rounds : int
+    secure : bool
+        The server sees sums alone (`fedpa.privacy.secagg`).
+    secure_change, secure_users : float, int
+        Largest change of one weight by one user, and most users in a round; see `fedpa.privacy.secagg.contents.Limits`.
+    secure_threshold : int or None
+        How many nodes must stay.
     overwrite : bool
         Start anew even if there is a run of this name, finished or not.
     log : {"text", "json"}
@@ -71,6 +84,10 @@ class Options:
     least: int
     deadline: float
     keep_rounds: int
+    secure: bool
+    secure_change: float
+    secure_users: int
+    secure_threshold: int | None
     overwrite: bool
     log: Literal["text", "json"]
     metrics_file: Path | None
@@ -99,6 +116,11 @@ class Options:
                 raise ConfigError(f"run config: {key} is {found[key]}, expected {least} or more")
         if not found["deadline"] > 0:
             raise ConfigError(f"run config: deadline is {found['deadline']}, expected seconds above 0")
+        if found["secure"] and found["min-nodes"] < _FEWEST_SECURE:
+            raise ConfigError(
+                f"run config: secure=true with min-nodes={found['min-nodes']}, expected {_FEWEST_SECURE} or more, "
+                "since with few nodes a sum says too much of each"
+            )
         if found["log"] not in ("text", "json"):
             raise ConfigError(f"run config: log is {found['log']!r}, expected text or json")
         settings = parse_assignments(shlex.split(found["settings"]))
@@ -114,6 +136,10 @@ class Options:
             least=found["min-nodes"],
             deadline=found["deadline"],
             keep_rounds=found["keep-rounds"],
+            secure=found["secure"],
+            secure_change=found["secure-change"],
+            secure_users=found["secure-users"],
+            secure_threshold=found["secure-threshold"] or None,
             overwrite=found["overwrite"],
             log=found["log"],
             metrics_file=Path(found["metrics-file"]) if found["metrics-file"] else None,

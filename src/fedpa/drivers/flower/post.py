@@ -28,6 +28,7 @@ _log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.2
 _LOOK_SECONDS = 1.0
 _QUIET_SECONDS = 120.0
+_QUIET_TIMES = 4  # the slowest answer
 _UNREACHABLE_SECONDS = 60.0
 _CRASHES = 5
 _DAY = 86400.0
@@ -83,7 +84,6 @@ class _Waiting:
     flower: int
     letter: Letter
     since: str
-    begun: float
     sent: float
     tries: int = 0
     crashes: int = 0
@@ -122,7 +122,7 @@ class Post:
         """Send each SuperNode its letter."""
         now, seen = time.monotonic(), self.online(fresh=True)
         fresh = [
-            _Waiting(flower, letter, seen[flower].since if flower in seen else "", now, now)
+            _Waiting(flower, letter, seen[flower].since if flower in seen else "", now)
             for flower, letter in letters.items()
         ]
         self._waiting += fresh
@@ -164,6 +164,7 @@ class Post:
             code, text = message.error.code, message.error.reason or ""
             if code == _GONE:
                 one.ids.clear()
+                self._seen.pop(one.flower, None)
                 return None
             if code in _RAISED:
                 return Answer(one.flower, one.letter, None, f"failed: {text}")
@@ -175,13 +176,13 @@ class Post:
             letter = of_record(message.content)
         except Refused as refusal:
             return Answer(one.flower, one.letter, None, f"refused: {refusal.message}")
-        self._slowest = max(self._slowest, time.monotonic() - one.begun)
+        self._slowest = max(self._slowest, time.monotonic() - one.sent)
         return Answer(one.flower, one.letter, letter)
 
     def _again(self) -> None:
         """Send again what was taken by something that died, or has had no answer for long, to who is there."""
         seen, now = self.online(), time.monotonic()
-        quiet = max(_QUIET_SECONDS, 4 * self._slowest) if self._slowest else 4 * _QUIET_SECONDS
+        quiet = max(_QUIET_SECONDS, _QUIET_TIMES * self._slowest) if self._slowest else 4 * _QUIET_SECONDS
         stale = []
         for one in self._waiting:
             if one.flower not in seen:

@@ -21,10 +21,10 @@ from fedpa.federation.tally import Tally
 from fedpa.federation.upload import FRACTION_BITS, SUM_LIMIT, Upload, vector_name
 from fedpa.federation.wire import pack_report, pack_sums, pack_tally, unpack_sums, unpack_tally
 from fedpa.privacy.secagg.slots import Slots
-from fedpa.privacy.secagg.terms import ProtocolError
+from fedpa.privacy.secagg.terms import ContentError
 from fedpa.settings import Settings
 
-__all__ = ["ContentError", "Limits", "RoundVector", "TallyVector"]
+__all__ = ["Limits", "RoundVector", "TallyVector"]
 
 Ints = npt.NDArray[np.int64]
 
@@ -32,10 +32,6 @@ _USERS = "users"
 _COUNTS = ("participants", "rows", "loss", "weights_up", "weights_down")
 _NUMBERS = tuple(field.name for field in fields(ClickSums) if field.name != "histogram")
 _NOBODY = ""  # the run in messages that are made to be checked
-
-
-class ContentError(ProtocolError):
-    """Content that is not to be masked; what it says of a node's users stays on the node."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -109,12 +109,15 @@ class SecureNode:
             if masks.keys() != shares.keys() or len({*masks.values(), *shares.values()}) < 2 * len(masks):
                 raise ProtocolError("public keys of different nodes are missing or alike")
             _enough(len(masks), terms.threshold, "whose keys came")
+            names: dict[int, str] = {}
             if self.peers is not None:
                 identities, signatures = message.get("identity", near), message.get("signature", near)
                 pairs = {node: {"mask": masks[node], "share": shares[node]} for node in masks}
                 self.peers.check(
                     terms, {n: (keys, identities.get(n, b""), signatures.get(n, b"")) for n, keys in pairs.items()}
                 )
+                if terms.degree == len(terms.roster) - 1:
+                    names = {node: hashlib.sha256(key).hexdigest() for node, key in identities.items()}
             seed, holders = secrets.token_bytes(SEED_BYTES), sorted(masks)
             seed_shares = dict(zip(holders, split(seed, terms.threshold, len(holders)), strict=True))
             key_shares = dict(zip(holders, split(own_mask.secret, terms.threshold, len(holders)), strict=True))
@@ -125,6 +128,7 @@ class SecureNode:
                     "stage": SHARES,
                     "seed": seed.hex(),
                     "own_share": seed_shares[self.node].hex(),
+                    "names": names,
                     "channels": {node: key.hex() for node, key in channels.items()},
                     "masks": {node: masks[node].hex() for node in channels},
                 }
@@ -165,8 +169,9 @@ class SecureNode:
             if len(values) != terms.length:
                 raise ProtocolError(f"a vector of {len(values)} where {terms.length} were declared")
             digest = hashlib.sha256(values.data).hexdigest()
-            before = self.vault.released(digest)
-            if before is not None and not terms.holders(self.node).intersection(before) <= {self.node, *held}:
+            before = self.vault.released(_entry(session, terms, digest))
+            full = terms.degree == len(terms.roster) - 1
+            if before is not None and full and not set(before) <= set(_names(session, {self.node, *held})):
                 raise _summed(before)
             own, seed = KeyPair.of(bytes.fromhex(session["mask_secret"])), bytes.fromhex(session["seed"])
             masks = [(mask_key(seed, terms, self.node, self.node), 1)]
@@ -179,6 +184,7 @@ class SecureNode:
                     "terms": session["terms"],
                     "stage": INPUT,
                     "vector": digest,
+                    "names": session["names"],
                     "own_share": session["own_share"],
                     "held": {node: [share.hex() for share in pair] for node, pair in held.items()},
                 }
@@ -212,10 +218,11 @@ class SecureNode:
                 raise ProtocolError("a node is said to have stayed that never shared its secrets")
             _enough(len(staying), terms.minimum, "who stayed")
             _enough(len(staying & near), terms.threshold, "who stayed near this one")
-            before = self.vault.released(session["vector"])
-            if before is not None and before != sorted(staying):
+            entry, names = _entry(session, terms, session["vector"]), _names(session, staying)
+            before = self.vault.released(entry)
+            if before is not None and before != names:
                 raise _summed(before)
-            self.vault.release(session["vector"], sorted(staying))
+            self.vault.release(entry, names)
             self.vault.close()
         reply = Message.new(terms.session, UNMASK)
         own = {self.node: bytes.fromhex(session["own_share"])}
@@ -248,9 +255,19 @@ def _enough(found: int, least: int, who: str) -> None:
         raise ProtocolError(f"{found} nodes {who}, expected at least {least}")
 
 
-def _summed(before: list[int]) -> ProtocolError:
+def _names(session: Mapping[str, Any], nodes: Iterable[int]) -> list[str]:
+    """What nodes are called in the list of what was summed: by their long-lived keys, if those are pinned."""
+    return sorted(session["names"].get(str(node), str(node)) for node in nodes)
+
+
+def _entry(session: Mapping[str, Any], terms: Terms, digest: str) -> str:
+    """A vector's name in that list; in each run numbers stand for other nodes, long-lived keys for the same ones."""
+    return digest if session["names"] else f"{terms.run}:{digest}"
+
+
+def _summed(before: list[str]) -> ProtocolError:
     return ProtocolError(
-        f"these very values were summed over nodes {before} before; a sum over others would give "
+        f"these very values were summed over {len(before)} nodes before, not the same ones; a second sum would give "
         "single nodes away by subtraction",
         "bring the same nodes back and try again",
     )

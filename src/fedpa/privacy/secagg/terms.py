@@ -12,7 +12,16 @@ from typing import Any
 
 from fedpa.errors import ConfigError, FedpaError
 
-__all__ = ["FEWEST_NODES", "FULL_GRAPH", "VERSION", "AbortError", "ProtocolError", "Terms", "default_threshold"]
+__all__ = [
+    "FEWEST_NODES",
+    "FULL_GRAPH",
+    "VERSION",
+    "AbortError",
+    "ContentError",
+    "ProtocolError",
+    "Terms",
+    "default_threshold",
+]
 
 VERSION = 1
 """Of the protocol's messages; another is refused."""
@@ -36,6 +45,10 @@ class ProtocolError(FedpaError):
 
 class AbortError(ProtocolError):
     """A secure sum that too few nodes stayed in; nothing was unmasked."""
+
+
+class ContentError(ProtocolError):
+    """Content that is not to be masked; what it says of a node's users stays on the node."""
 
 
 def default_threshold(holders: int) -> int:

@@ -83,12 +83,12 @@ class Vault:
         except OSError as error:
             raise ArtifactError(f"{self.folder}: cannot be written ({error.strerror})") from error
 
-    def released(self, vector: str) -> list[int] | None:
+    def released(self, vector: str) -> list[str] | None:
         """The nodes over which a vector was summed before, if it was; by its digest."""
-        found: list[int] | None = (self._read(_RELEASED) or {}).get(vector)
+        found: list[str] | None = (self._read(_RELEASED) or {}).get(vector)
         return found
 
-    def release(self, vector: str, nodes: list[int]) -> None:
+    def release(self, vector: str, nodes: list[str]) -> None:
         """Note that a vector is summed over these nodes; it never will be over others."""
         self._write(_RELEASED, {**(self._read(_RELEASED) or {}), vector: nodes})
 

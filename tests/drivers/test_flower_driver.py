@@ -1,0 +1,209 @@
+"""The loop over letters: what is lost, repeated, late or new on the way does not change what it must not change."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from drivers.flower_grid import Fault, HereGrid, Stopped
+from drivers.flower_world import SETTINGS, World, world
+from fedpa.data.shard import SERVER
+from fedpa.drivers.flower import members, post
+from fedpa.drivers.flower.job import run_on_nodes
+from fedpa.drivers.flower.options import Options
+from fedpa.errors import ArtifactError, ConfigError, FedpaError
+from fedpa.run import load_run
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return world(tmp_path_factory, 3)
+
+
+@pytest.fixture(autouse=True)
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Minutes become moments."""
+    monkeypatch.setattr(post, "_POLL_SECONDS", 0.0)
+    monkeypatch.setattr(post, "_LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(post, "_QUIET_SECONDS", 0.05)
+    monkeypatch.setattr(post, "_QUIET_TIMES", 0.1)
+    monkeypatch.setattr(members, "_PAUSE_SECONDS", 0.0)
+
+
+def options(made: World, out: Path, **changes: Any) -> Options:
+    text = " ".join(f"{key}={value}" for key, value in (SETTINGS | changes.pop("set", {})).items())
+    config = {
+        "dataset": str(made.shards[SERVER]),
+        "foundation": str(made.made.foundation_path),
+        "out": str(out),
+        "settings": text,
+        "min-nodes": 3,
+    }
+    return Options.of(config | {key.replace("_", "-"): value for key, value in changes.items()})
+
+
+def grid(made: World, stores: Path, fault: Fault = lambda node, kind, count: "", nodes: int = 3) -> HereGrid:
+    """Nodes 10, 11 and 12."""
+    configs = {10 + node: made.config(node) | {"store": stores / f"store-{node}"} for node in range(nodes)}
+    return HereGrid(configs, fault)
+
+
+def shared(run: Path) -> bytes:
+    return (run / "shared.safetensors").read_bytes()
+
+
+def kept(stores: Path, node: int) -> Path:
+    """The run of a node."""
+    (found,) = [path for path in (stores / f"store-{node}").iterdir() if path.is_dir()]
+    assert not found.name.endswith(".unfinished")
+    return found
+
+
+def summary(run: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run / "summary.json").read_text())
+    return found
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_nodes_equal_one_process(three: World, tmp_path: Path) -> None:
+    here = grid(three, tmp_path)
+    run_on_nodes(here, options(three, tmp_path / "run"))
+    local = three.local()
+    assert shared(tmp_path / "run") == shared(local)
+    whole = safetensors.numpy.load_file(local / "personal.safetensors")["personal"]
+    parts = [safetensors.numpy.load_file(kept(tmp_path, n) / "personal.safetensors")["personal"] for n in range(3)]
+    assert np.array_equal(np.concatenate(parts), whole)
+    assert summary(tmp_path / "run")["private_users"] == len(whole)
+    assert load_run(tmp_path / "run").server.named().keys() == load_run(local).server.named().keys()
+    # One letter a round and node, and one more that only scores.
+    assert [kind for kind, _ in here.sent].count("round") == 3 * (SETTINGS["rounds"] + 1)
+
+
+def test_nothing_personal_is_in_an_answer(three: World, tmp_path: Path) -> None:
+    here = grid(three, tmp_path)
+    run_on_nodes(here, options(three, tmp_path / "run"))
+    said = b"".join(reply.content.array_records["fedpa.arrays"]["block"].data for _, reply in here.sent)
+    rows = safetensors.numpy.load_file(kept(tmp_path, 0) / "personal.safetensors")["personal"]
+    trained = rows[np.abs(rows).sum(1) > 0]
+    assert len(trained) > 10
+    for row in trained:
+        some = row[row != 0][:2]
+        assert some.tobytes() not in said
+    words = "".join(str(reply.content.config_records["fedpa"]["letter"]) for _, reply in here.sent)
+    assert str(tmp_path) not in words and str(three.folder) not in words
+
+
+FAULTS: dict[str, Fault] = {
+    "lost": lambda node, kind, count: "lost" if node == 11 and count in (1, 3) else "",
+    "untaken": lambda node, kind, count: "untaken" if node == 10 and count == 1 else "",
+    "crashed": lambda node, kind, count: "crashed" if node == 12 and count in (1, 2, 4) else "",
+    "offline": lambda node, kind, count: "offline" if count == 2 else "",
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_what_is_lost_on_the_way_is_asked_again(three: World, tmp_path: Path, name: str) -> None:
+    here = grid(three, tmp_path, FAULTS[name])
+    run_on_nodes(here, options(three, tmp_path / "run"))
+    assert shared(tmp_path / "run") == shared(three.local())
+    assert summary(tmp_path / "run")["answers_lost"] == {}
+
+
+@pytest.mark.parametrize("kind", ["prepare", "start", "round", "finish"])
+def test_a_server_that_was_stopped_goes_on(three: World, tmp_path: Path, kind: str) -> None:
+    out = tmp_path / "run"
+    for _ in range(2):
+        stopping = grid(three, tmp_path, lambda node, asked, count: "stop" if (node, asked) == (11, kind) else "")
+        with pytest.raises(Stopped):
+            run_on_nodes(stopping, options(three, out))
+    later = grid(three, tmp_path, lambda node, asked, count: "stop" if (asked, count) == ("round", 3) else "")
+    with contextlib.suppress(Stopped):
+        run_on_nodes(later, options(three, out))
+    run_on_nodes(grid(three, tmp_path), options(three, out))
+    assert shared(out) == shared(three.local())
+
+
+def test_a_late_node_is_left_out_and_counted(three: World, tmp_path: Path) -> None:
+    def fault(node: int, kind: str, count: int) -> str:
+        return "untaken" if node == 11 and kind == "round" and count > 1 else ""
+
+    out = tmp_path / "run"
+    run_on_nodes(grid(three, tmp_path, fault), options(three, out, deadline=1, min_nodes=2))
+    assert [line.get("nodes") for line in lines(out)] == [None, 3, 2]
+    assert [line.get("late") for line in lines(out)] == [None, 0, 1]
+    assert summary(out)["answers_lost"]["late"] == 2
+    assert shared(out) != shared(three.local())
+
+
+def test_a_node_that_comes_later_starts_from_nothing(three: World, tmp_path: Path) -> None:
+    here = grid(three, tmp_path, nodes=2)
+
+    def fault(node: int, kind: str, count: int) -> str:
+        if kind == "round" and node == 10 and count == 2:
+            here.configs[12] = three.config(2) | {"store": tmp_path / "store-2"}
+            here.starts[12] = 0
+        return ""
+
+    here.fault = fault
+    out = tmp_path / "run"
+    run_on_nodes(here, options(three, out, min_nodes=2, set={"rounds": 4}))
+    assert [line.get("nodes") for line in lines(out)] == [None, 2, 2, 3, 3]
+    assert summary(kept(tmp_path, 2))["private_users"] > 0
+    assert "prepare" not in [kind for kind, reply in here.sent if reply.metadata.src_node_id == 12]
+
+
+def test_a_node_that_lost_its_folder_starts_again(three: World, tmp_path: Path) -> None:
+    import shutil
+
+    def fault(node: int, kind: str, count: int) -> str:
+        if node == 12 and kind == "round" and count == 1:
+            for path in (tmp_path / "store-2").glob("*.unfinished"):
+                shutil.rmtree(path)
+        return ""
+
+    out = tmp_path / "run"
+    run_on_nodes(grid(three, tmp_path, fault), options(three, out, min_nodes=2))
+    assert summary(out)["answers_lost"] == {"failed": 1}
+    assert [line.get("nodes") for line in lines(out)] == [None, 2, 3]
+
+
+def test_a_node_that_does_not_fit_is_told_why(
+    three: World, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = grid(three, tmp_path)
+    here.configs[12] = {key: value for key, value in here.configs[12].items() if key != "foundation"}
+    monkeypatch.setattr("fedpa.drivers.flower.client.log_to", lambda *_, **__: None)
+    run_on_nodes(here, options(three, tmp_path / "run", min_nodes=2))
+    assert "node 2: cannot prepare: was given no foundation" in caplog.text
+    assert lines(tmp_path / "run")[1]["nodes"] == 2
+
+
+def test_a_run_without_answers_ends(three: World, tmp_path: Path) -> None:
+    here = grid(three, tmp_path, lambda node, kind, count: "untaken" if kind == "round" else "")
+    with pytest.raises(FedpaError, match="no node answered"):
+        run_on_nodes(here, options(three, tmp_path / "run", deadline=0.2))
+
+
+def test_another_run_of_the_name_is_refused(three: World, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    run_on_nodes(grid(three, tmp_path), options(three, out))
+    before = shared(out)
+    run_on_nodes(HereGrid({}), options(three, out))  # finished: nobody is asked
+    with pytest.raises(ArtifactError, match="with another settings"):
+        run_on_nodes(HereGrid({}), options(three, out, set={"lr": 0.2}))
+    run_on_nodes(grid(three, tmp_path), options(three, out, overwrite=True, set={"lr": 0.2}))
+    assert shared(out) != before
+
+
+def test_a_method_without_federation_is_refused(three: World, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="two-counters: has no federation"):
+        run_on_nodes(HereGrid({}), options(three, tmp_path / "run", method="two-counters"))
