@@ -57,7 +57,7 @@ def watched(folder: Path, before: Before) -> Iterator[None]:
     """Have `before` stand in for every call of this process that may change what is below a folder."""
     top = str(folder)
     paths: dict[int, str] = {}
-    real = {name: getattr(os, name) for name in _NAMES if hasattr(os, name)}
+    real: dict[str, Any] = {name: getattr(os, name) for name in _NAMES if hasattr(os, name)}
 
     def absolute(path: Any, folder: int | None = None) -> str:
         text = os.fsdecode(path)
@@ -67,7 +67,9 @@ def watched(folder: Path, before: Before) -> Iterator[None]:
         return path == top or path.startswith(top + os.sep)
 
     def seen(name: str, call: Call, *arguments: Any, **named: Any) -> Any:
-        act = lambda: real[name](*arguments, **named)  # noqa: E731
+        def act() -> Any:
+            return real[name](*arguments, **named)
+
         return before(call, act) if inside(call.path) else act()
 
     def open_(path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:

@@ -191,7 +191,8 @@ class Disk:
 
     def closed(self, changes: Collection[Change]) -> set[Change]:
         """Changes, with the earlier ones that they must not overtake."""
-        found, touched = set(), set()
+        found: set[Change] = set()
+        touched: set[tuple[int, str]] = set()
         for change in reversed(self.pending):
             if change in changes or change.touched & touched:
                 found.add(change)
@@ -200,7 +201,8 @@ class Disk:
 
     def without(self, change: Change) -> set[Change]:
         """All changes but one, and those that must not overtake it."""
-        lost, touched = set(), set()
+        lost: set[Change] = set()
+        touched: set[tuple[int, str]] = set()
         for each in self.pending:
             if each is change or each.touched & touched:
                 lost.add(each)
@@ -216,9 +218,7 @@ class Disk:
             If nothing has.
         """
         node: Node = self.root
-        if path == self.top:
-            return node
-        for name in path.removeprefix(self.top + os.sep).split(os.sep):
+        for name in Path(path).relative_to(self.top).parts:
             assert isinstance(node, Folder)
             node = self._now(node)[name]
         return node

@@ -23,7 +23,7 @@ About = dict[str, Any]
 Key = tuple[str, int, frozenset[tuple[str, bytes]]]
 
 
-class Fault(Exception):
+class LossError(Exception):
     """A crash that loses what must not be lost."""
 
 
@@ -119,7 +119,7 @@ class Judge:
 
         Raises
         ------
-        Fault
+        LossError
             If something is damaged that would be taken for whole, or that nothing gets past.
         """
         here = self._here(tree)
@@ -130,7 +130,7 @@ class Judge:
         if room is None or "config.yaml" not in room:
             return ANEW
         if room["config.yaml"] != self.final["config.yaml"]:
-            raise Fault("config.yaml is damaged")
+            raise LossError("config.yaml is damaged")
         return self._round(room.get("checkpoints", {}))
 
     def check(self, state: State) -> int:
@@ -138,21 +138,21 @@ class Judge:
 
         Raises
         ------
-        Fault
+        LossError
         """
         number = self.came_to(state.tree)
         if number < state.reported and state.reported > 0:
-            raise Fault(f"round {state.reported} was reported, but the run would go on from {number}")
+            raise LossError(f"round {state.reported} was reported, but the run would go on from {number}")
         return number
 
     def _check_final(self, run: Tree) -> None:
         for name, content in self.final.items():
             if name != "checkpoints" and run.get(name) != content:
-                raise Fault(f"{name} of the finished run is damaged")
+                raise LossError(f"{name} of the finished run is damaged")
         for role, folder in self.final["checkpoints"].items():
             for number, generation in folder.items():
                 if run.get("checkpoints", {}).get(role, {}).get(number) != generation:
-                    raise Fault(f"{role}/{number} of the finished run is damaged")
+                    raise LossError(f"{role}/{number} of the finished run is damaged")
 
     def _round(self, folders: Tree) -> int:
         server = self._good("server", folders)
@@ -167,10 +167,10 @@ class Judge:
                 continue
             best = about["best_round"]
             if self._best_after[number] != number and not (best in server and whole(about["accepted"][str(best)])):
-                raise Fault(f"round {number} is whole, but its best one, {best}, is not")
+                raise LossError(f"round {number} is whole, but its best one, {best}, is not")
             return number
         if any(name.isdecimal() for name in folders.get("server", {})):
-            raise Fault("there are rounds, but none is whole")
+            raise LossError("there are rounds, but none is whole")
         return ANEW
 
     def _good(self, role: str, folders: Tree) -> dict[int, About]:
@@ -181,7 +181,7 @@ class Judge:
                 about = self._about(key)
                 if about is not None:
                     if key not in self._published:
-                        raise Fault(f"{role}/{name} is damaged and taken for whole")
+                        raise LossError(f"{role}/{name} is damaged and taken for whole")
                     found[int(name)] = about
         return found
 

@@ -43,7 +43,7 @@ def out(world: World, out: Path) -> Path:
 
 
 class Loader:
-    """Finds the last good round of a run again and again, as `fedpa adapt --resume` does, but does not go on with it."""
+    """Finds the last good round of a run again and again, as `fedpa adapt --resume` does, and does not go on."""
 
     def __init__(self, world: World, room: Path) -> None:
         config = read_config(room)

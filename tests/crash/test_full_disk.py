@@ -46,7 +46,7 @@ class Disk:
             self.calls.append(call)
             number = len(self.calls) - 1
             full = self.error == errno.ENOSPC and number > self.fails_at and call.kind in NEEDS_SPACE
-            if number == self.fails_at or (full and 0 <= self.fails_at):
+            if number == self.fails_at or (full and self.fails_at >= 0):
                 named = () if call.kind in {"write", "size", "sync"} else (call.path,)
                 raise OSError(self.error, os.strerror(self.error), *named)
         return None if call.kind == "sync" else act()

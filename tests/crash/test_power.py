@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pytest
 
 from crash.disk import read_tree, write_tree
-from crash.judge import Fault, Judge, State, states
+from crash.judge import Judge, LossError, State, states
 from crash.trace import ANEW, FINISHED, Killed, Recorder, Reported, Step
 from crash.world import ROUNDS, World, essence
 
@@ -79,7 +79,7 @@ def fault(found: Recorded, skip: set[int]) -> str | None:
     for state in states(found.steps, found.top, skip=skip):
         try:
             found.judge.check(state)
-        except Fault as error:
+        except LossError as error:
             return str(error)
     return None
 

@@ -146,6 +146,15 @@ class Net:
             if name in self.processes and self.processes[name].poll() is not None:
                 self.start(name, command)
 
+    def wait(self, ready: Callable[[], Any], seconds: float, what: str, pause: float = 0.1) -> Any:
+        """What `ready` gives as soon as it is true; SuperNodes are tended meanwhile."""
+
+        def found() -> Any:
+            self.tend()
+            return ready()
+
+        return until(found, seconds, what, pause)
+
     def app(self, **options: Any) -> Path:
         """A folder for ``flwr run``, whose config the command line's connection is taken from."""
         self.apps += 1
@@ -186,14 +195,13 @@ class Net:
         """The facts of a run once it has ended."""
 
         def ended() -> dict[str, Any] | None:
-            self.tend()
             found = self.facts(run)
             return found if str(found["status"]).startswith("finished") else None
 
-        facts: dict[str, Any] = until(ended, seconds, f"run {run}", pause=1.0)
+        facts: dict[str, Any] = self.wait(ended, seconds, f"run {run}", pause=1.0)
         return facts
 
-    def completed(self, app: Path, overrides: str = "", *, seconds: float = 300) -> dict[str, Any]:
+    def completed(self, app: Path, overrides: str = "", *, seconds: float = 900) -> dict[str, Any]:
         """Run an app to its end, which must be a good one."""
         run = self.run(app, overrides)
         facts = self.finished(run, seconds)

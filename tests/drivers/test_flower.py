@@ -77,7 +77,7 @@ def test_the_run_goes_on_without_a_node_that_is_late(two: tuple[World, Net]) -> 
     finally:
         for process in held:
             process.resume()
-    assert net.finished(run, 400)["status"] == "finished:completed", net.log(run)
+    assert net.finished(run, 900)["status"] == "finished:completed", net.log(run)
     assert [line.get("late") for line in lines(out)][1] == 1
     assert json.loads((out / "summary.json").read_text())["answers_lost"]["late"] >= 1
     assert (out / "shared.safetensors").read_bytes() != (made.local() / "shared.safetensors").read_bytes()
@@ -90,7 +90,7 @@ def test_a_node_with_another_foundation_is_left_out(two: tuple[World, Net], tmp_
     net.node(2, {**made.config(1), "foundation": tmp_path / "other", "store": tmp_path / "store"})
     try:
         run = net.run(made.app(net, out, min_nodes=2))
-        assert net.finished(run, 300)["status"] == "finished:completed"
+        assert net.finished(run, 900)["status"] == "finished:completed"
         assert "the run has" in net.log(run)
         made.same(net, out, made.local())
     finally:
@@ -103,5 +103,5 @@ def test_any_number_of_nodes_equals_one_process(tmp_path_factory: pytest.TempPat
     with network(made.folder / "net", nodes) as net:
         made.start(net, range(nodes))
         out = made.folder / "run"
-        net.completed(made.app(net, out, deadline=500.0), seconds=580)
+        net.completed(made.app(net, out, deadline=500.0), seconds=900)
         made.same(net, out, made.local())

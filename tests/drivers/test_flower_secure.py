@@ -12,16 +12,15 @@ import safetensors.numpy
 
 from drivers.flower_net import Net, network, until
 from drivers.flower_world import SETTINGS, World, world
-from fedpa.drivers.flower.options import Options
 from fedpa.drivers.local import LocalDriver
-from fedpa.errors import ConfigError
 from fedpa.federation.coordinator import Coordinator
 from fedpa.federation.node import Node, divided
 from fedpa.federation.order import Base, Order, Report, Sums
 from fedpa.methods import FederatedMethod, find_method
 
 NODES = 5
-slow = pytest.mark.slow
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -84,15 +83,14 @@ def kill_while_masking(made: World, net: Net, count: int) -> list[int]:
                 return True
         return False
 
-    until(kill, 200, "nodes to kill while they mask", pause=0.01)
+    until(kill, 400, "nodes to kill while they mask", pause=0.01)
     return killed
 
 
-@slow
 def test_five_nodes_equal_one_process(five: tuple[World, Net]) -> None:
     made, net = five
     out = made.folder / "run"
-    net.completed(made.app(net, out, secure=True), seconds=580)
+    net.completed(made.app(net, out, secure=True), seconds=900)
     made.same(net, out, made.local())
     alike(out, lines(made.local()))
     summary = json.loads((out / "summary.json").read_text())
@@ -135,15 +133,14 @@ def without(made: World, missing: int, folder: Path, settings: dict[str, Any]) -
     return coordinator, {name: value.numpy() for name, value in server.named().items()}
 
 
-@slow
 def test_a_node_killed_while_it_masks_is_left_out_of_the_sum(five: tuple[World, Net], tmp_path: Path) -> None:
     made, net = five
     out, changed = made.folder / "killed", {"rounds": 1, "item_counts": 0}
-    run = net.run(made.app(net, out, secure=True, set=changed, deadline=90.0))
+    run = net.run(made.app(net, out, secure=True, set=changed, deadline=120.0))
     (missing,) = kill_while_masking(made, net, 1)
     others = [node for node in range(NODES) if node != missing]
-    until(lambda: not any(stage(made, node) for node in others), 200, "the sum of the others")
-    assert net.finished(run, 400)["status"] == "finished:completed", net.log(run)
+    until(lambda: not any(stage(made, node) for node in others), 400, "the sum of the others")
+    assert net.finished(run, 900)["status"] == "finished:completed", net.log(run)
     coordinator, state = without(made, missing, tmp_path, SETTINGS | changed)
     found = safetensors.numpy.load_file(out / "shared.safetensors")
     assert found.keys() == state.keys()
@@ -152,35 +149,23 @@ def test_a_node_killed_while_it_masks_is_left_out_of_the_sum(five: tuple[World, 
     assert lines(out)[1]["nodes"] == NODES - 1
 
 
-@slow
 def test_below_the_threshold_there_is_no_sum_until_enough_are_back(five: tuple[World, Net]) -> None:
     made, net = five
     out, changed = made.folder / "thin", {"rounds": 1, "item_counts": 0}
-    run = net.run(made.app(net, out, secure=True, set=changed, deadline=90.0, seed=1))
+    run = net.run(made.app(net, out, secure=True, set=changed, deadline=120.0, seed=1))
     kill_while_masking(made, net, 2)
     said = "3 of 5 nodes answered phase 'input', expected at least 4; nothing was unmasked"
-    until(lambda: said in net.log(run), 200, "the reason", pause=2.0)
+    until(lambda: said in net.log(run), 400, "the reason", pause=2.0)
     assert not (made.folder / "thin.unfinished" / "metrics.jsonl").exists()
-    assert net.finished(run, 500)["status"] == "finished:completed", net.log(run)
+    assert net.finished(run, 900)["status"] == "finished:completed", net.log(run)
     local = made.local(**changed, seed=1)
     made.same(net, out, local)
     alike(out, lines(local))
 
 
-@slow
 def test_nodes_that_insist_give_nothing_in_the_clear(five: tuple[World, Net]) -> None:
     made, net = five
     run = net.run(made.app(net, made.folder / "plain"))
-    until(lambda: "gives masked sums alone" in net.log(run), 200, "the refusals", pause=2.0)
+    until(lambda: "gives masked sums alone" in net.log(run), 400, "the refusals", pause=2.0)
     net.flwr("stop", run, "fedpa")
     assert not (made.folder / "plain.unfinished" / "metrics.jsonl").exists()
-
-
-CONFIG: dict[str, Any] = {"dataset": "d", "out": "o", "secure": True}
-
-
-def test_fewer_than_five_nodes_are_refused() -> None:
-    for least in (1, 4):
-        with pytest.raises(ConfigError, match="expected 5 or more"):
-            Options.of({**CONFIG, "min-nodes": least})
-    assert Options.of({**CONFIG, "min-nodes": 5}).secure_threshold is None

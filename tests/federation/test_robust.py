@@ -14,11 +14,14 @@ from hypothesis import strategies as st
 
 from arrays import ToyEngine, toy, toy_engine
 from fedpa.errors import ConfigError
+from fedpa.federation.intake import Intake
+from fedpa.federation.order import Report
 from fedpa.federation.parameters import SHARED, Block, Layout, Parameter, Scope, Table, group
 from fedpa.federation.robust import check_visibility, robust_sums
 from fedpa.federation.server import Server
 from fedpa.federation.upload import FRACTION_BITS, TableRows, Upload, vector_name
-from fedpa.methods import FederatedMethod, find_method
+from fedpa.federation.wire import pack_report
+from fedpa.methods import FederatedMethod, find_method, method_names
 from fedpa.settings import Settings
 
 USERS, ROWS = 23, np.arange(23) % 6 + 4
@@ -218,6 +221,24 @@ def test_what_leaves_nobody_out_is_the_mean_to_the_bit(tmp_path: Path, aggregate
             + [(one.weights_up, one.weights_down, one.participants) for one in uploads]
         )
     assert results[0] == results[1]
+
+
+FEDERATED = [name for name in method_names() if issubclass(find_method(name), FederatedMethod)]
+
+
+@pytest.mark.parametrize("spec", FEDERATED)
+def test_every_method_can_show_its_rows(tmp_path: Path, spec: str) -> None:
+    """Nothing else changes, and what is seen adds up to the sums."""
+    states = []
+    for visible in ("sum", "rows"):
+        toys = engine(tmp_path / visible, method(spec, visible=visible, dtype="float32", weighting="users"))
+        upload = toys.round(1)
+        states.append([rows.numpy().tobytes() for rows in toys.server.state])
+    assert states[0] == states[1]
+    layout, chosen = toys.model.layout, toys.method.settings
+    intake = Intake(layout, chosen, "run", 1, {0: USERS})
+    assert intake.offer(*pack_report(layout, chosen, Report("run", 1, 0, upload))) is None
+    assert {one.table for one in upload.seen} == {vector_name(vector) for vector in layout.uploaded}
 
 
 def test_one_of_many_cannot_move_a_median_or_trimmed_mean_beyond_the_others(tmp_path: Path) -> None:

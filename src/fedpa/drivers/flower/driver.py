@@ -187,12 +187,14 @@ class FlowerDriver:
         by_flower = {self._members.flower(node): node for node in own}
         self._post.send({f: self._members.letter(kind, node, head, own[node]) for f, node in by_flower.items()})
         answers: dict[int, Letter] = {}
-        while self._post.waiting(kind) and time.monotonic() < end:
+        while self._post.waiting(kind):
             for answer in self._post.collect():
                 if answer.asked.kind != kind:
                     self._members.heard(answer)
                 elif (letter := self._good(by_flower[answer.flower], answer)) is not None:
                     answers[by_flower[answer.flower]] = letter
+            if time.monotonic() > end:
+                break
         for flower in self._post.forget(kind):
             self.counts["late"] += 1
             _log.warning("node %d: late; %s goes on without it", by_flower[flower], kind)
