@@ -3,7 +3,7 @@
     python benchmarks/secagg.py --nodes 5,10,50 --lengths 77288,1000000 --json
 
 Nodes take their turns in this process, each message from the state on the disk, as in a process of its own; what a new
-process costs is the transport's. ``--drop`` nodes fall silent before they send their vectors. ``plain`` is what the
+process costs is the transport's. Seconds are the best of a few repetitions, of the median over nodes. ``--drop`` nodes fall silent before they send their vectors. ``plain`` is what the
 server does without masks: the vectors added up. 77288 is the vector of FedPA with its default
 groups on KuaiRand's features.
 """
@@ -41,7 +41,10 @@ def main() -> None:
     for nodes in map(int, options.nodes.split(",")):
         for length in map(int, options.lengths.split(",")):
             runs = [session(nodes, length, options.drop, options.degree) for _ in range(options.repeat)]
-            report.append(min(runs, key=lambda run: sum(run["node_seconds"].values())))
+            best = runs[0]
+            for kind in ("node_seconds", "server_seconds"):
+                best[kind] = {phase: min(run[kind][phase] for run in runs) for phase in PHASES}
+            report.append(best)
     if options.json:
         print(json.dumps(report, indent=2))
         return
@@ -54,7 +57,7 @@ def main() -> None:
 
 
 def session(nodes: int, length: int, drop: int, degree: int | None) -> dict[str, Any]:
-    """One sum; medians over nodes."""
+    """One sum; medians over nodes. The vector that a node masks is at hand: to train it is not measured."""
     rng = np.random.default_rng(0)
     terms = Terms.new(range(nodes), run="5eed", purpose="round", number=1, length=length, form="", degree=degree)
     vector = rng.integers(-(2**40), 2**40, length)

@@ -20,14 +20,14 @@ import psutil  # type: ignore[import-untyped]
 from fedpa.drivers.flower.keys import make_keys
 from fedpa.drivers.flower.project import new_project
 
-__all__ = ["Net", "network", "until"]
+__all__ = ["BIN", "Net", "free_port", "network", "until"]
 
 BIN = Path(sys.executable).parent
 _QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     # How often a process looks for something to start: Flower's default is a second.
-    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.05",
+    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
     "OMP_NUM_THREADS": "1",
     "PYTHONUNBUFFERED": "1",
     "COLUMNS": "200",
@@ -46,7 +46,8 @@ def until(ready: Callable[[], Any], seconds: float, what: str, pause: float = 0.
         time.sleep(pause)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port on this machine that nobody listens on."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
@@ -67,7 +68,7 @@ class Net:
 
     def __init__(self, folder: Path, nodes: int, *, apart: bool = False) -> None:
         self.folder, self.apart = folder, apart
-        self.port = _free_port()
+        self.port = free_port()
         self.keys = folder / "keys"
         make_keys(self.keys, nodes=nodes, hosts=["127.0.0.1"])
         (folder / "logs").mkdir()
@@ -136,7 +137,7 @@ class Net:
             self.keys / "ca.crt",
         ]
         command += ["--auth-supernode-private-key", self.keys / f"node-{node if key is None else key}"]
-        command += ["--host", "127.0.0.1", "--port", _free_port(), "--node-config", text]
+        command += ["--host", "127.0.0.1", "--port", free_port(), "--node-config", text]
         self.nodes[f"node-{node}"] = command
         self.start(f"node-{node}", command)
 
@@ -173,7 +174,7 @@ class Net:
         connection = f'[superlink]\ndefault = "fedpa"\n[superlink.fedpa]\naddress = "{self.address}"\n'
         (home / "config.toml").write_text(f'{connection}root-certificates = "{self.keys / "ca.crt"}"\n')
         line = [str(BIN / "flwr"), *map(str, command)]
-        done = subprocess.run(line, check=False, env=environment, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(line, check=False, env=environment, capture_output=True, text=True, timeout=300)
         if check and done.returncode:
             raise AssertionError(f"flwr {command}: {done.stdout}{done.stderr}")
         return done.stdout
@@ -198,7 +199,7 @@ class Net:
             found = self.facts(run)
             return found if str(found["status"]).startswith("finished") else None
 
-        facts: dict[str, Any] = self.wait(ended, seconds, f"run {run}", pause=1.0)
+        facts: dict[str, Any] = self.wait(ended, seconds, f"run {run}", pause=3.0)
         return facts
 
     def completed(self, app: Path, overrides: str = "", *, seconds: float = 900) -> dict[str, Any]:

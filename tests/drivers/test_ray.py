@@ -182,6 +182,9 @@ def test_a_straggler_is_left_out_of_its_round_and_comes_back(
         third = order(server, 3)
         scored, trained = driver.evaluate(third, bases), driver.train(third, bases)
         assert [*scored] == [*trained] == [0, 1]
+        counts = [{node: one["val"].histogram.tolist() for node, one in local.evaluate(third, bases).items()}]
+        counts.append({node: one["val"].histogram.tolist() for node, one in scored.items()})
+        assert counts[0] == counts[1]
         there = local.train(third, bases)
         assert [same_upload(trained[node], there[node]) for node in (0, 1)] == [True, True]
         assert driver.counts == {"late": 1}

@@ -7,13 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
-from fedpa.cli.options import Json, Overwrite, Seed, example
+from fedpa.cli.options import STYLE, Json, Overwrite, Seed, example
 from fedpa.cli.show import show
 from fedpa.errors import ConfigError
 
 __all__ = ["flower_verbs"]
 
-flower_verbs = typer.Typer()
+flower_verbs = typer.Typer(**STYLE)
 
 
 @flower_verbs.command(epilog=example("fedpa flower keys keys --nodes 2 --host 127.0.0.1 --host server.example.org"))

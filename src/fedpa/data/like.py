@@ -88,10 +88,10 @@ class Like:
                 "division: known users keep their sides, and new ones are private", "leave it out, or give a file"
             )
         for name, value in wanted.items():
-            ours = self.settings[name]
+            held = self.settings[name]
             given = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
-            if given != _LEFT_OUT[name] and given != ours:
-                raise ConfigError(f"{name}: found {value!r}, but {self.dataset.path} has {ours!r}", "leave it out")
+            if given != _LEFT_OUT[name] and given != held:
+                raise ConfigError(f"{name}: found {value!r}, but {self.dataset.path} has {held!r}", "leave it out")
         ours: tuple[tuple[str, Any, Any], ...] = (
             ("name", self.dataset.manifest["source"], source.name),
             ("user features", [*self._encoders["user"]], [each.name for each in source.user_features]),
