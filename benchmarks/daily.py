@@ -4,8 +4,8 @@
 
 The foundation is trained and adapted on the days before ``--first``; then every day is judged by what was known when it
 began. All rows before the last day that has passed are for training, that day's for validation. Statistics of items and
-users are those of the day for every way, so that only what was trained differs. Intervals are of users and seeds drawn
-in pairs. Seconds are the processor's, which an idle machine's clock shows too where it computes on one thread.
+users are those of the day for every way, so that only what was trained differs. Intervals are of users, each with all its
+days, and seeds, drawn in pairs. Seconds are the processor's, which an idle machine's clock shows too where it computes on one thread.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import argparse
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from pathlib import Path
@@ -27,8 +27,9 @@ from fedpa import Dataset, Run, adapt, continue_run, open_source, prepare, pretr
 from fedpa.comparison.plots import Canvas, Linear, domain, spread
 from fedpa.data.dataset import Part
 from fedpa.data.until import instant
-from fedpa.evaluation.metrics import auc, gauc
-from fedpa.evaluation.significance import compare_clicks
+from fedpa.evaluation.bootstrap import interval_of
+from fedpa.evaluation.metrics import auc, gauc, user_codes
+from fedpa.evaluation.weighted import CLICK_METRICS, Draws, WeightedClicks, drawn_users, mean_of_drawn
 
 COUNTED = "frozen, item counts"
 WAYS = ("frozen", COUNTED, "adapted once", "adapted daily", "adapted anew")
@@ -187,27 +188,59 @@ def summary(judged: Mapping[date, Judged], draws: int) -> dict[str, Any]:
             },
         }
     later = list(judged.values())[1:]
-    user, label = (np.concatenate([getattr(note, name) for note in later]) for name in ("user", "label"))
-    scores = {way: np.concatenate([np.stack(note.scores[way]) for note in later], 1) for way in WAYS}
-    compared = compare_clicks(user, label, scores, references=REFERENCES, draws=draws)
-    names = ("auc", "gauc", "logloss")
-    together = {
-        way: {name: _interval(compared.intervals[way][name]) for name in names}
-        | {
-            f"minus {reference}": {name: _interval(compared.differences[reference][way][name]) for name in names}
-            for reference in REFERENCES
-            if reference != way
-        }
-        for way in WAYS
-    }
-    return {"rows_of_later_days": len(label), "users_of_later_days": len(np.unique(user))} | {
-        "later_days": together,
+    return {
+        "rows_of_later_days": sum(len(note.label) for note in later),
+        "users_of_later_days": len(np.unique(np.concatenate([note.user for note in later]))),
+        "later_days": together(later, draws),
         "by_day": by_day,
     }
 
 
-def _interval(found: Any) -> dict[str, float | None]:
-    return {"value": found.value, "low": found.low, "high": found.high}
+def together(judged: Sequence[Judged], draws: int) -> dict[str, Any]:
+    """Means over days, since scores of two days' models are not to be compared, with intervals over users and seeds.
+
+    A user who is drawn counts on every day.
+    """
+    names = np.unique(np.concatenate([note.user for note in judged]))
+    seeds = len(judged[0].scores[WAYS[0]])
+    places, models = [], []
+    for note in judged:
+        own, codes = user_codes(note.user)
+        places.append(np.searchsorted(names, own))
+        scores = {way: [run.astype(np.float64) for run in runs] for way, runs in note.scores.items()}
+        models.append({way: [WeightedClicks(own, codes, note.label, s) for s in runs] for way, runs in scores.items()})
+
+    def values(some: Draws) -> dict[str, npt.NDArray[np.float64]]:
+        """Metrics [metrics, draws] of every way, means over days and the seeds drawn."""
+        found = {}
+        for way in WAYS:
+            by_seed = np.zeros((seeds, len(CLICK_METRICS), some.counts.shape[1]))
+            for place, model in zip(places, models, strict=True):
+                own = Draws(some.counts[place], some.weights[place], some.runs)
+                by_seed += np.stack([run(own) for run in model[way]]) / len(places)
+            found[way] = mean_of_drawn(by_seed, some.runs)
+        return found
+
+    once = np.ones((len(names), 1), np.int32)
+    observed = values(Draws(once, once.astype(np.float64), {seeds: np.ones((1, seeds), np.int64)}))
+    pieces = [values(some) for some in drawn_users(len(names), [seeds], draws, 0, len(names))]
+    drawn_values = {way: np.concatenate([piece[way] for piece in pieces], 1) for way in WAYS}
+    found: dict[str, Any] = {}
+    for way in WAYS:
+        against = {f"minus {other}": other for other in REFERENCES if other != way}
+        found[way] = {}
+        for i, name in enumerate(CLICK_METRICS[:3]):
+            found[way][name] = shown(observed[way][i], drawn_values[way][i])
+            for title, other in against.items():
+                gain = observed[way][i] - observed[other][i], drawn_values[way][i] - drawn_values[other][i]
+                found[way].setdefault(title, {})[name] = shown(*gain)
+    return found
+
+
+def shown(observed: npt.NDArray[np.float64], values: npt.NDArray[np.float64]) -> dict[str, float | None]:
+    """A value with its interval."""
+    interval = interval_of(float(observed[0]), values, 0.95)
+    return {"value": interval.value, "low": interval.low, "high": interval.high}
 
 
 def markdown(report: Mapping[str, Any]) -> str:

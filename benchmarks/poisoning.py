@@ -8,14 +8,15 @@ Without a data set, synthetic users are made. A share of the private users is po
 (``promote``). Scores are those of the honest users' test rows after the last round; exposure is the share of honest
 users who have the promoted item among their ten best unseen ones.
 
-``--sweep`` looks for the breaking point: the share is raised until a defence fails. It has failed when honest users
-would be better off ``alone``, each with its personal parts and nothing from the server (by the sum of AUC and GAUC), or
-when a tenth of them are shown the promoted item.
+``--sweep`` looks for the breaking point: the share is raised until a defence fails, or lowered until it holds. It has
+failed when the honest users would be better off ``alone``, each with its personal parts and nothing from the server (by
+the sum of AUC and GAUC over the same rows), or when a tenth of them are shown the promoted item.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import tempfile
 import time
@@ -53,10 +54,7 @@ Bools = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Attack:
-    """What poisoned users do: ``none``, ``flip``, ``scale`` or ``promote``; how many, and how strongly.
-
-    Two are no attacks: ``frozen``, the foundation without any round, and ``alone``, in which the server does nothing.
-    """
+    """What poisoned users do: ``none``, ``flip``, ``scale`` or ``promote``; how many, and how strongly."""
 
     kind: str
     share: float = 0.0
@@ -125,42 +123,48 @@ class Bench:
         return replace(rows, items=items, labels=labels, context=context)
 
     def run(self, defence: str, attack: Attack) -> dict[str, Any]:
-        """One run and its scores."""
+        """One run and its scores, and whether the attack has had its way."""
         begin = time.perf_counter()
         bad = self.poisoned(attack.share)
-        honest = ~bad
         rows = self.made_up(bad) if attack.kind == "promote" else self.rows
         factor = -attack.strength if attack.kind == "flip" else attack.strength
         method = self.method(defence, self.norm_bound if defence == "norm_bound" else 1.0)
+        found = asdict(attack) | {"defence": defence, "poisoned": int(bad.sum())}
+        found |= {"alone": self.quality(self.alone, ~bad), "auc": None, "gauc": None, "failed": True}
         with tempfile.TemporaryDirectory() as folder:
             shard, server = self.engine(method, rows, folder)
-            rounds = self.options.rounds if attack.kind != "frozen" else 0
-            try:
-                for number in range(1, rounds + 1):
+            # A run that diverges is a result too.
+            with contextlib.suppress(FedpaError):
+                for number in range(1, self.options.rounds + 1):
                     upload = shard.round(server.state, number)
-                    if attack.kind != "alone":
-                        server.step(tampered(upload, server, rows.users[bad], factor) if bad.any() else upload)
-            except FedpaError:  # what honest users train from the poisoned state does not fit the range of exact sums
-                honest = np.zeros_like(bad)
-            found = asdict(attack) | {"defence": defence, "poisoned": int(bad.sum())}
-            found |= self.scores(shard, server, honest, exposure=attack.kind in {"none", "promote"})
+                    server.step(tampered(upload, server, rows.users[bad], factor) if bad.any() else upload)
+                found |= self.quality(shard.scores(server.state), ~bad)
+                if attack.kind in {"none", "promote"}:
+                    found["exposure"] = self.exposure(shard, server, ~bad)
+                found["failed"] = failed(found)
         return found | {"seconds": round(time.perf_counter() - begin, 1)}
 
-    def scores(self, shard: Shard, server: Server, honest: Bools, *, exposure: bool) -> dict[str, float | None]:
-        """Of the honest users' test rows, and how many of them are shown the promoted item; None where it diverged."""
-        try:
-            scores = shard.scores(server.state)
-        except FedpaError:
-            honest = np.zeros_like(honest)
-        if not honest.any():
-            return dict.fromkeys(("auc", "gauc", "exposure"))
-        here = (shard.rows.part == Part.TEST) & honest[shard.rows.user]
-        labels, owner = self.rows.labels.numpy()[here].astype(np.int8), shard.rows.user[here]
-        return {
-            "auc": auc(labels, scores[here]),
-            "gauc": gauc(owner, labels, scores[here]).value,
-            "exposure": self.exposure(shard, server, honest) if exposure else None,
-        }
+    @cached_property
+    def alone(self) -> npt.NDArray[np.floating]:
+        """Scores of users who train their personal parts in as many rounds and get nothing from the server."""
+        with tempfile.TemporaryDirectory() as folder:
+            shard, server = self.engine(self.method("mean"), self.rows, folder)
+            for number in range(1, self.options.rounds + 1):
+                shard.round(server.state, number)
+            return shard.scores(server.state)
+
+    @cached_property
+    def frozen(self) -> npt.NDArray[np.floating]:
+        """Scores of the foundation."""
+        with tempfile.TemporaryDirectory() as folder:
+            shard, server = self.engine(self.method("mean"), self.rows, folder)
+            return shard.scores(server.state)
+
+    def quality(self, scores: npt.NDArray[np.floating], honest: Bools) -> dict[str, float | None]:
+        """Of the honest users' test rows."""
+        here = (self.rows.part == Part.TEST) & honest[self.rows.user]
+        labels, owner = self.rows.labels.numpy()[here].astype(np.int8), self.rows.user[here]
+        return {"auc": auc(labels, scores[here]), "gauc": gauc(owner, labels, scores[here]).value}
 
     def exposure(self, shard: Shard, server: Server, honest: Bools) -> float:
         """Share of some honest users who have the promoted item among their ten best unseen ones."""
@@ -204,34 +208,29 @@ def lengths(upload: Upload) -> npt.NDArray[np.float64]:
     return np.sqrt(square)
 
 
-def failed(found: dict[str, Any], alone: dict[str, Any]) -> bool:
+def failed(found: dict[str, Any]) -> bool:
     """Whether the attack has had its way."""
-    if found["auc"] is None:
-        return True
     if found["kind"] == "promote":
         return bool(found["exposure"] >= EXPOSED)
-    return bool(found["auc"] + found["gauc"] < alone["auc"] + alone["gauc"])
+    return bool(found["auc"] + found["gauc"] < found["alone"]["auc"] + found["alone"]["gauc"])
 
 
 def measured(bench: Bench, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """All runs, one after another."""
-    alone = bench.run("mean", Attack("alone"))
-    yield from (bench.run("mean", Attack("frozen")), alone)
     attacks = [Attack(kind, strength=float(times)) for kind, _, times in (a.partition(":") for a in options.attacks)]
     for defence in options.defences:
         yield bench.run(defence, Attack("none"))
         for attack in attacks:
             for share in options.shares:
                 found = bench.run(defence, replace(attack, share=share))
-                found["failed"] = broken = failed(found, alone)
                 yield found
+                broken = found["failed"]
             # From the greatest share up to where it fails, or down to where it does not.
             near, way = options.shares[-1], -1 if broken else 1
             for share in [
                 s for s in SWEEP[::way] if options.sweep and way * s > way * near and s not in options.shares
             ]:
                 found = bench.run(defence, replace(attack, share=share))
-                found["failed"] = failed(found, alone)
                 yield found
                 if found["failed"] != broken:
                     break
@@ -274,6 +273,8 @@ def main() -> None:
             "trim": options.trim,
             "norm_bound": bench.norm_bound,
             "target_rows": int((bench.rows.items.numpy() == bench.target).sum()),
+            "frozen": bench.quality(bench.frozen, np.ones(len(bench.rows.users), bool)),
+            "alone": bench.quality(bench.alone, np.ones(len(bench.rows.users), bool)),
             "runs": [],
         }
         for found in measured(bench, options):

@@ -3,9 +3,9 @@
     python benchmarks/secagg.py --nodes 5,10,50 --lengths 77288,1000000 --json
 
 Nodes take their turns in this process, each message from the state on the disk, as in a process of its own; what a new
-process costs is the transport's. Seconds are the best of a few repetitions, of the median over nodes. ``--drop`` nodes fall silent before they send their vectors. ``plain`` is what the
-server does without masks: the vectors added up. 77288 is the vector of FedPA with its default
-groups on KuaiRand's features.
+process costs is the transport's. Seconds are the best of a few repetitions, of the median over nodes. ``--drop`` nodes
+fall silent before they send their vectors. ``plain`` is what the server does without masks: the vectors added up. 77288
+is the vector of FedPA with its default groups on KuaiRand's features.
 """
 
 from __future__ import annotations

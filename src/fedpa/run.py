@@ -339,8 +339,10 @@ class Run:
             folder = checkpoints(self.path) / f"node-{node}"
             if first <= user < first + len(users) and folder.is_dir():
                 generations = node_generations(folder)
-                for number in generations.numbers():
-                    about, draft = generations.about(number), generations.draft(number)
+                held = generations.good()
+                generations.keep(held)  # what is damaged is of no use, and may hold the user
+                for number, about in held.items():
+                    draft = generations.draft(number)
                     for file in generations.path(number).glob("*.safetensors"):
                         shutil.copyfile(file, draft.path / file.name)
                     self._store(touched).erase(draft.path, user, touched, first=first)

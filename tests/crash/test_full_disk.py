@@ -18,6 +18,7 @@ from crash.calls import Call, watched
 from crash.world import ROUNDS, World, essence
 from fedpa.errors import FedpaError
 from fedpa.federation.coordinator import Coordinator
+from fedpa.unfinished import room_of
 
 NEEDS_SPACE = {"open", "write", "size", "sync", "mkdir", "link", "move"}
 SAMPLED = 12
@@ -91,7 +92,10 @@ def fails(world: World, out: Path, alone: dict[str, str], at: int, error: int) -
             stopped, done = found, max(before, default=-1)
     if stopped is not None:
         assert os.strerror(error) in stopped.message
-        assert str(out.parent) in stopped.message, "the file is to be named"
+        call = disk.calls[at]
+        named = [f"{path}: could not be written" for path in (call.path, call.other)]
+        named += [f"{path}: cannot write here" for path in (out.parent, room_of(out))]
+        assert any(map(stopped.message.startswith, named)), f"{stopped.message} does not name {call.path}"
         assert stopped.fix is not None and ("free some space" in stopped.fix), "it is to say what to do"
         assert done < 1 or f"--resume {out}" in stopped.fix
     with rounds() as after:

@@ -54,26 +54,22 @@ def test_two_nodes_equal_one_process(two: tuple[World, Net]) -> None:
 
 def test_the_run_goes_on_without_a_node_that_is_late(two: tuple[World, Net]) -> None:
     made, net = two
-    out = made.folder / "late"
-    app = made.app(net, out, deadline=30.0, min_nodes=1)
-    store = made.folder / "store-1"
+    out, store = made.folder / "late", made.folder / "store-1"
     before = set(store.iterdir())
-    run = net.run(app)
-    # It has said that it is ready; the process that its next message starts is held back.
-    until(
-        lambda: [place for place in store.iterdir() if (place / "config.yaml").exists() and place not in before],
-        200,
-        "",
-    )
+    run = net.run(made.app(net, out, deadline=30.0, min_nodes=1))
+
+    def told() -> bool:
+        return any((place / "config.yaml").exists() for place in set(store.iterdir()) - before)
+
+    # It has said that it is ready; what its next message needs is held back.
+    until(told, 300, "the second node is ready", pause=0.02)
     held = net.below("node-1", "flower-superexec")
+    assert held
     for process in held:
         process.suspend()
     try:
-        until(
-            lambda: out.with_name("late.unfinished") and len(lines(out.with_name("late.unfinished"))) > 1,
-            200,
-            "a round",
-        )
+        notes = out.with_name("late.unfinished") / "metrics.jsonl"
+        until(lambda: out.exists() or (notes.exists() and notes.read_text().count("\n") > 1), 300, "a round")
     finally:
         for process in held:
             process.resume()

@@ -204,6 +204,17 @@ def test_another_run_of_the_name_is_refused(three: World, tmp_path: Path) -> Non
     assert shared(out) != before
 
 
+def test_a_run_that_is_started_anew_takes_nothing_from_the_one_before(three: World, tmp_path: Path) -> None:
+    """Nodes still have the rounds of the first, and not all of them."""
+    out = tmp_path / "run"
+    run_on_nodes(grid(three, tmp_path), options(three, out))
+    first = shared(out)
+    run_on_nodes(grid(three, tmp_path), options(three, out, overwrite=True))
+    assert shared(out) == first
+    assert summary(out)["answers_lost"] == {}
+    assert len([path for path in (tmp_path / "store-0").iterdir() if path.is_dir()]) == 2
+
+
 def test_a_method_without_federation_is_refused(three: World, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="two-counters: has no federation"):
         run_on_nodes(HereGrid({}), options(three, tmp_path / "run", method="two-counters"))

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, cast
 
-import numpy as np
 import torch
 
-from fedpa.data.dataset import PRIVATE, Dataset
+from fedpa.data.dataset import Dataset
+from fedpa.data.shard import private_users
 from fedpa.federation.parameters import PERSONAL, SHARED, Scope
 from fedpa.federation.rule import AdaptedModel
 from fedpa.methods.method import Family, FederatedMethod
@@ -80,7 +80,7 @@ class ItemIdMethod(FederatedMethod):
 
     def build(self, foundation: Foundation | None, dataset: Dataset, seed: int, device: torch.device) -> AdaptedModel:
         """The model on this data set's items."""
-        self._items, self._users = float(dataset.n_items), float(np.count_nonzero(dataset.side == PRIVATE))
+        self._items, self._users = float(dataset.n_items), float(private_users(dataset))
         below = self.needed(foundation) if self.reads_foundation else None
         settings = cast(ItemSettings, self.settings)
         return self.model_type(settings, self.scope, below, dataset, seed=seed, device=device)
