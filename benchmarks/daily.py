@@ -4,8 +4,9 @@
 
 The foundation is trained and adapted on the days before ``--first``; then every day is judged by what was known when it
 began. All rows before the last day that has passed are for training, that day's for validation. Statistics of items and
-users are those of the day for every way, so that only what was trained differs. Intervals are of users, each with all its
-days, and seeds, drawn in pairs. Seconds are the processor's, which an idle machine's clock shows too where it computes on one thread.
+users are those of the day for every way, so that only what was trained differs. Intervals are of users, each with all
+its days, and seeds, drawn in pairs. Seconds are the processor's, which an idle machine's clock shows too where it
+computes on one thread.
 """
 
 from __future__ import annotations
@@ -208,7 +209,8 @@ def together(judged: Sequence[Judged], draws: int) -> dict[str, Any]:
         own, codes = user_codes(note.user)
         places.append(np.searchsorted(names, own))
         scores = {way: [run.astype(np.float64) for run in runs] for way, runs in note.scores.items()}
-        models.append({way: [WeightedClicks(own, codes, note.label, s) for s in runs] for way, runs in scores.items()})
+        labels = note.label.astype(np.int64)
+        models.append({way: [WeightedClicks(own, codes, labels, s) for s in runs] for way, runs in scores.items()})
 
     def values(some: Draws) -> dict[str, npt.NDArray[np.float64]]:
         """Metrics [metrics, draws] of every way, means over days and the seeds drawn."""

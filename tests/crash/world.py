@@ -63,7 +63,7 @@ class World:
 
     def go_on(self, out: Path, **changed: Any) -> Run:
         """What a person does who does not know how far the run had come."""
-        if out.exists() and not changed.get("overwrite"):
+        if out.exists():
             return Run(out, foundation=self.foundation, dataset=self.dataset)
         if (room_of(out) / "config.yaml").exists():
             with one_thread():
