@@ -55,6 +55,7 @@ def test_two_nodes_equal_one_process(two: tuple[World, Net]) -> None:
 def test_the_run_goes_on_without_a_node_that_is_late(two: tuple[World, Net]) -> None:
     made, net = two
     out, store = made.folder / "late", made.folder / "store-1"
+    store.mkdir(exist_ok=True)
     before = set(store.iterdir())
     run = net.run(made.app(net, out, deadline=30.0, min_nodes=1))
 

@@ -454,6 +454,11 @@ class Dataset:
 
     @cached_property
     def _open_by_time(self) -> tuple[NDArray[np.int64], NDArray[np.uint32], NDArray[np.bool_]]:
+        if self.manifest["settings"].get("shard", {"node": None})["node"] is not None:
+            raise DataError(
+                f"{self.path}: is a node's shard, which has no rows of open users to count",
+                "use the whole data set, or the counts that `fedpa export` writes for devices",
+            )
         opened = self.counted.keep(self.counted.opened)
         order = np.argsort(opened.time, kind="stable")
         return opened.time[order], opened.item[order], opened.click[order]

@@ -167,7 +167,7 @@ class Coordinator:
         self.server, self.driver, self.settings, self.folder, self.run_id = server, driver, settings, folder, run
         self._generations = server_generations(folder, sync=sync)
         self._keep_rounds = max(_LEAST_KEPT, keep_rounds)
-        self._users = users or {}
+        self._users: Mapping[int, int] = {} if users is None else users  # it may grow
         self._observe = observe
         self.number = 0
         self.lines: list[dict[str, Any]] = []
