@@ -22,7 +22,7 @@ from fedpa.models.pretrain import pretrain
 VERBS = (
     "data synth", "data download", "data describe", "data check", "data shard", "prepare", "pretrain", "distill",
     "adapt", "evaluate", "recommend", "export", "forget", "import-reference", "methods", "rollback", "tune", "compare",
-    "reproduce", "demo",
+    "reproduce", "demo", "flower keys", "flower new",
 )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fedpa.cli import adaptation, continuing, data, demo, pretraining, studies
+from fedpa.cli import adaptation, continuing, data, demo, flower, pretraining, studies
 from fedpa.cli.options import STYLE
 
 __all__ = ["app", "main"]
@@ -16,6 +16,7 @@ app.add_typer(data.data_verbs, name="data", help="Make, fetch and describe data.
 # Without a name their verbs are verbs of `fedpa`, in this order.
 for verbs in (data.verbs, pretraining.verbs, adaptation.verbs, continuing.verbs, studies.verbs, demo.verbs):
     app.add_typer(verbs)
+app.add_typer(flower.flower_verbs, name="flower", help="Keys and options of a run on Flower's nodes.")
 
 
 def _version(asked: bool) -> None:
