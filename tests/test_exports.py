@@ -53,6 +53,6 @@ def test_the_program_is_the_command_line_with_its_verbs_in_order() -> None:
     command: Any = typer.main.get_command(cli.app)
     assert list(command.commands) == [
         "data", "prepare", "pretrain", "distill", "adapt", "evaluate", "recommend", "export", "forget",
-        "import-reference", "methods", "rollback", "tune", "compare", "reproduce", "demo",
+        "import-reference", "methods", "rollback", "tune", "compare", "reproduce", "demo", "flower",
     ]  # fmt: skip
     assert list(command.commands["data"].commands) == ["synth", "download", "describe", "check", "shard"]
