@@ -93,6 +93,7 @@ def main(grid, context):
 import os
 import fedpa.drivers.flower.client
 import fedpa.drivers.flower.secure_work
+import fedpa.drivers.flower.work
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 app = ClientApp()

@@ -45,6 +45,7 @@ from fedpa.federation.upload import FRACTION_BITS, TableRows, Upload, vector_nam
 from fedpa.methods import FederatedMethod, find_method
 from fedpa.models.foundation import Foundation
 from fedpa.recommend import Recommender
+from fedpa.settings import parse_assignments
 
 CPU = torch.device("cpu")
 SWEEP = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.49)
@@ -80,6 +81,7 @@ class Bench:
             "trim": self.options.trim,
             "norm_bound": norm_bound,
             "participation": self.options.participation,
+            **parse_assignments(self.options.set),
         }
         return cast(FederatedMethod, find_method("fedpa").configured("default", values))
 
@@ -255,6 +257,7 @@ def main() -> None:
     parser.add_argument("--attacks", nargs="*", default=["flip:10", "scale:100", "promote:1", "promote:10"])
     parser.add_argument("--defences", nargs="*", default=["mean", "trimmed_mean", "median", "norm_bound"])
     parser.add_argument("--asked", type=int, default=300, help="honest users whose ten best items are looked at")
+    parser.add_argument("--set", nargs="*", default=[], help="other settings of FedPA, as key=value")
     parser.add_argument("--sweep", action="store_true")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -271,6 +274,7 @@ def main() -> None:
             "rounds": options.rounds,
             "participation": options.participation,
             "trim": options.trim,
+            "set": options.set,
             "norm_bound": bench.norm_bound,
             "target_rows": int((bench.rows.items.numpy() == bench.target).sum()),
             "frozen": bench.quality(bench.frozen, np.ones(len(bench.rows.users), bool)),

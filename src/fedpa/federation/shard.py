@@ -288,7 +288,9 @@ class Shard:
             if vector.scope.sees == "rows":
                 who, value = (member.T > 0).cpu().nonzero(as_tuple=True)
                 own = vector.take(change[who.to(self.device)]).cpu()
-                upload.seen += (TableRows(vector_name(vector), self.rows.users[users[who.numpy()]], value.numpy(), own),)
+                upload.seen += (
+                    TableRows(vector_name(vector), self.rows.users[users[who.numpy()]], value.numpy(), own),
+                )
         upload.weights_down += upload.weights_up
         for vector in self.layout.uploaded:
             if vector.table is not None and self.settings.table_mean == "touched":

@@ -16,6 +16,7 @@ from fedpa.data.shard import shard_facts
 from fedpa.device import open_device
 from fedpa.drivers.flower.desk import Desk, Handler, Unfit
 from fedpa.drivers.flower.letter import EVERYBODY, UNSTARTED, Letter
+from fedpa.drivers.flower.prepared import PreparedNode
 from fedpa.durable import replace
 from fedpa.errors import ArtifactError
 from fedpa.federation.coordinator import checkpoints
@@ -53,6 +54,7 @@ def start(desk: Desk, letter: Letter) -> Letter:
         header, arrays = letter.parts[0]
         replace(room / _TALLY, safetensors.numpy.save(arrays, {"header": json.dumps(header)}))
     node = _node(desk, config, letter.head)
+    node.forget_rows()
     held = node.start(_tally(room, run, node))
     write_config(room, config)
     return Letter("start", {"users": len(node.users), "held": held})
@@ -104,7 +106,7 @@ def finish_(desk: Desk, letter: Letter) -> Letter:
 HANDLERS: dict[str, Handler] = {"prepare": prepare, "start": start, "round": round_, "finish": finish_}
 
 
-def opened(desk: Desk, run: str, head: Mapping[str, Any]) -> Node:
+def opened(desk: Desk, run: str, head: Mapping[str, Any]) -> PreparedNode:
     """The node of a run that was started here, ready to work.
 
     Raises
@@ -170,7 +172,7 @@ def _method(desk: Desk, name: str) -> str:
     return absolute(desk.method)
 
 
-def _node(desk: Desk, config: Mapping[str, Any], head: Mapping[str, Any]) -> Node:
+def _node(desk: Desk, config: Mapping[str, Any], head: Mapping[str, Any]) -> PreparedNode:
     method = find_method(config["method"])
     if not issubclass(method, FederatedMethod):
         raise Unfit(f"method {method.name}: has no federation")
@@ -178,7 +180,7 @@ def _node(desk: Desk, config: Mapping[str, Any], head: Mapping[str, Any]) -> Nod
     dataset = load_dataset(Path(desk.dataset))
     if foundation is not None:
         foundation.check(dataset)
-    return Node(
+    return PreparedNode(
         method(method.settings_type.checked(config["settings"], f"method {method.name}")),
         foundation,
         dataset,
