@@ -149,7 +149,7 @@ def test_runs_go_on_after_some_crashes(world: World, recorded: Recorded, out: Pa
 
 @pytest.mark.slow
 def test_runs_go_on_after_many_crashes(world: World, recorded: Recorded, out: Path, alone: dict[str, str]) -> None:
-    for state in survives(recorded, keep=25)[1]:
+    for state in survives(recorded, keep=15)[1]:
         goes_on(world, recorded, state, out, alone)
 
 
