@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +14,10 @@ import numpy.typing as npt
 import pytest
 import safetensors.numpy
 
-from drivers.flower_net import Net, until
+from drivers.flower_net import Net
 from fedpa.adaptation import adapt
 from fedpa.data.shard import SERVER, node_folder, shard
+from fedpa.unfinished import read_config
 from prepared import Small, small
 
 __all__ = ["SETTINGS", "World", "world"]
@@ -76,16 +79,11 @@ class World:
             **{"min_nodes": self.nodes, **options},
         )
 
-    def personal(self, net: Net) -> npt.NDArray[np.floating]:
-        """What the devices of all nodes kept of the run that was finished last, in the order of the whole data set."""
-
-        def finished() -> list[Path]:
-            found = [sorted((self.folder / f"store-{n}").glob("*/personal.safetensors")) for n in range(self.nodes)]
-            return [places[-1] for places in found if places and "unfinished" not in places[-1].parent.name]
-
-        paths = until(
-            lambda: len(found := finished()) == self.nodes and found, 60, f"runs of the nodes of {net.folder}"
-        )
+    def personal(self, net: Net, run: Path) -> npt.NDArray[np.floating]:
+        """What the devices of all nodes kept of a finished run, in the order of the whole data set."""
+        id_ = hashlib.sha256(json.dumps(read_config(run), sort_keys=True).encode()).hexdigest()[:16]
+        paths = [self.folder / f"store-{node}" / id_ / "personal.safetensors" for node in range(self.nodes)]
+        net.wait(lambda: all(path.exists() for path in paths), 60, f"runs of the nodes of {run}")
         return np.concatenate([safetensors.numpy.load_file(path)["personal"] for path in paths])
 
     def same(self, net: Net, run: Path, local: Path) -> None:
@@ -93,7 +91,7 @@ class World:
         assert (run / "shared.safetensors").read_bytes() == (local / "shared.safetensors").read_bytes()
         kept = safetensors.numpy.load_file(local / "personal.safetensors")["personal"]
         assert np.abs(kept).max() > 0, "users are to have trained"
-        assert np.array_equal(self.personal(net), kept)
+        assert np.array_equal(self.personal(net, run), kept)
 
 
 def world(factory: pytest.TempPathFactory, nodes: int) -> World:
