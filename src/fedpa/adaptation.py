@@ -345,6 +345,7 @@ class Job:
                 run=self.run_id,
                 keep_rounds=engine["keep_rounds"],
                 sync=self.sync,
+                users={node: len(part) for node, part in enumerate(divided(self.dataset, engine["shards"]))},
                 observe=None if self.metrics is None else self.metrics.observe,
             )
             with progress_bar(f"adapt ({method.name})", method.settings.rounds, progress) as advance:
