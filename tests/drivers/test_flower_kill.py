@@ -18,7 +18,7 @@ import pytest
 from drivers.flower_net import Net, network
 from drivers.flower_world import world
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.soak]
 
 KILLS = int(os.environ.get("FEDPA_KILLS", "4"))
 """``make test-all`` with 20 of them shows what the page on operating a run says."""
