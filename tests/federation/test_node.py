@@ -211,6 +211,17 @@ def test_generations_of_other_users_are_refused(tmp_path: Path) -> None:
     assert new(tmp_path, users=users[0]).start(tally()) == [0, 1]
 
 
+def test_they_are_refused_too_where_only_one_is_opened(tmp_path: Path) -> None:
+    everybody, rounds = divided(data(), 1)[0], Rounds("fedpa")
+    rounds.go(started(tmp_path, users=everybody[:-1]), 1)
+    same, other = new(tmp_path, users=everybody[:-1]), new(tmp_path, users=everybody[1:])
+    for node in (same, other):
+        node.open(tally())
+    assert same.evaluate(rounds.order(2), Base(1, (1,)))["test"].rows
+    with pytest.raises(ArtifactError, match="generation 1 is of other users"):
+        other.evaluate(rounds.orders[1], Base(1, (1,)))
+
+
 def test_damaged_generations_are_left_out_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     node, rounds = started(tmp_path), Rounds("fedpa")
     uploads = rounds.go(node, 2)

@@ -46,7 +46,7 @@ class DeviceStore:
     keep : frozenset of int
         Generations that a round does not remove, beside the one that it reads.
     about : dict
-        JSON that is noted with every generation.
+        JSON that is noted with every generation; its ``users`` say whose it is.
     """
 
     def __init__(
@@ -139,8 +139,24 @@ class DeviceStore:
         return folder / f"personal-{name}.safetensors"
 
     def held(self) -> dict[int, dict[str, Any]]:
-        """The undamaged generations, with what was noted."""
-        return self._written().good()
+        """The undamaged generations, with what was noted.
+
+        Raises
+        ------
+        ArtifactError
+            If one is of other users.
+        """
+        good = self._written().good()
+        for number, about in good.items():
+            self._check_users(number, about)
+        return good
+
+    def _check_users(self, number: int, about: Mapping[str, Any]) -> None:
+        if about.get("users") != self.about.get("users"):
+            raise ArtifactError(
+                f"{self._written().path(number)}: generation {number} is of other users than this node's data set",
+                "give the node the folder that belongs to its data set",
+            )
 
     def begin_with_zeros(self, touched: Mapping[str, TouchedRows]) -> None:
         """Write generation 0, that of users who never took part, unless there are others already."""
@@ -154,12 +170,12 @@ class DeviceStore:
         Raises
         ------
         ArtifactError
-            If it is missing or damaged.
+            If it is missing, damaged or of other users.
         """
         if number == self._current:
             return
         generations = self._written()
-        generations.about(number)
+        self._check_users(number, generations.about(number))
         for store, path in self._files(generations.path(number)).values():
             store.open(path)
         self._current = number

@@ -100,13 +100,18 @@ class Node:
         return self.method.rows(self.foundation, self.dataset, self._plain, tally)
 
     def start(self, tally: Tally | None) -> list[int]:
-        """Make the shard, with everybody's item counts; returns the generations that it could start from.
+        """Make the shard, as `open` does; returns the undamaged generations, all bytes of which are read.
 
         Raises
         ------
         ArtifactError
             If the folder's generations are those of other users.
         """
+        self.open(tally)
+        return sorted(self.shard.store.held())
+
+    def open(self, tally: Tally | None) -> None:
+        """Make the shard, with everybody's item counts."""
         rows = self.rows(tally)
         model = self._model or self.method.model(self.foundation, self.dataset, self.seed, self.device)
         store = Shard.new_store(model, rows, self.method.settings, self.folder, sync=self.sync)
@@ -114,18 +119,10 @@ class Node:
         self._shard = Shard(model, rows, self.method.settings, store, seed=self.seed, rule=self.method, **limits)
         store.about = self.about()
         store.begin_with_zeros(self._shard.touched)
-        held = store.held()
-        for number, about in held.items():
-            if about["users"] != store.about["users"]:
-                raise ArtifactError(
-                    f"{self.folder}: generation {number} is of other users than the data set {self.dataset.path}",
-                    "give this node the folder that belongs to its data set",
-                )
-        return sorted(held)
 
     @property
     def shard(self) -> Shard:
-        """What does the work, after `start`."""
+        """What does the work, after `start` or `open`."""
         if self._shard is None:
             raise ArtifactError(f"node {self.index}: was not started")
         return self._shard

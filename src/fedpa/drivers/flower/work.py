@@ -120,7 +120,7 @@ def opened(desk: Desk, run: str, head: Mapping[str, Any]) -> PreparedNode:
     except ArtifactError:
         raise Unfit(UNSTARTED) from None
     node = _node(desk, config, head)
-    node.start(_tally(room, run, node))
+    node.open(_tally(room, run, node))
     return node
 
 
