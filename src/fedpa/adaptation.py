@@ -6,37 +6,42 @@ import hashlib
 import json
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
-import safetensors.torch
-
 from fedpa.artifacts import FORMAT_VERSION, to_json
-from fedpa.data.dataset import Dataset, load_dataset
+from fedpa.data.dataset import Dataset
 from fedpa.device import open_device
 from fedpa.drivers.driver import Driver, Plan
 from fedpa.drivers.local import LocalDriver
 from fedpa.durable import replace
 from fedpa.errors import ArtifactError, ConfigError
-from fedpa.federation.coordinator import Coordinator, Outcome, checkpoints, round_line, split_values
+from fedpa.federation.coordinator import (
+    Coordinator,
+    Outcome,
+    checkpoints,
+    round_line,
+    split_values,
+    write_lines,
+    write_shared,
+)
 from fedpa.federation.device import gather, node_generations
 from fedpa.federation.node import SPLITS, divided, split_sums
 from fedpa.federation.rows import ShardRows
 from fedpa.federation.rule import AdaptedModel
-from fedpa.federation.server import Upload
+from fedpa.federation.server import Server, Upload
 from fedpa.methods import Baseline, FederatedMethod, Method, find_method
 from fedpa.models.foundation import Foundation
-from fedpa.models.wrap.source import open_foundation
-from fedpa.own_code import absolute, is_own_code
-from fedpa.progress import progress_bar
+from fedpa.origin import dataset_of, foundation_of, method_of, noted
+from fedpa.progress import Advance, progress_bar
 from fedpa.run import Run
 from fedpa.telemetry.metrics import Metrics
 from fedpa.unfinished import claimed, finish, new_room, read_config, room_of, write_config
 
-__all__ = ["Job", "adapt", "noted_path", "resume"]
+__all__ = ["Job", "adapt", "place_of", "resume"]
 
 DRIVERS = ("local", "ray")
 
@@ -121,16 +126,8 @@ def adapt(
     if foundation is not None:
         foundation.check(dataset)
     open_device(device)
-    keep = tempfile.TemporaryDirectory(prefix="fedpa-") if out is None else None
-    target = Path(out if keep is None else f"{keep.name}/run")  # type: ignore[arg-type]
-    config = {
-        "method": absolute(method) if is_own_code(method) else method,
-        "preset": preset,
-        "seed": seed,
-        "settings": chosen.settings.model_dump(mode="json"),
-        "label": dataset.label_name,
-        "dataset": {"path": str(dataset.path.resolve()), "hash": dataset.hash},
-        "foundation": None if foundation is None else {"path": noted_path(foundation_path), "hash": foundation.hash},
+    target, keep = place_of(out)
+    config = noted(method, preset, seed, chosen, dataset, foundation, foundation_path) | {
         "engine": {
             "driver": driver,
             "shards": shards,
@@ -139,7 +136,6 @@ def adapt(
             "device": device,
             "keep_rounds": keep_rounds,
         },
-        "fedpa": version("fedpa"),
     }
     job = Job(room_of(target), config, chosen, foundation, dataset, sync=keep is None)
     job.watch(metrics_file, metrics_port)
@@ -188,51 +184,20 @@ def resume(
         found = "the run is finished" if target.is_dir() else "there is no such run"
         raise ArtifactError(f"{target}: nothing to resume, {found}", f"an unfinished run is a folder {room.name}")
     config = read_config(room)
-    method = _method_of(config, room)
-    data = dataset or load_dataset(Path(config["dataset"]["path"]))
-    noted = config["foundation"]
-    if noted is not None and foundation is None:
-        if noted["path"] is None:
-            raise ArtifactError(f"{room}: the foundation was never saved", "give it: resume(path, foundation=...)")
-        foundation = open_foundation(noted["path"])
-    same(config, data, foundation, room)
+    method, data = method_of(config, room), dataset_of(config, dataset)
+    foundation = foundation_of(config, room, foundation, "resume")
     job = Job(room, config, method, foundation, data)
     job.watch(metrics_file, metrics_port)
     with claimed(room):
         return job.run(target, progress)
 
 
-def same(config: dict[str, Any], dataset: Dataset, foundation: Foundation | None, where: Path) -> None:
-    """Refuse a data set or a foundation that is not the one of a run.
-
-    Raises
-    ------
-    ArtifactError
-    """
-    if dataset.hash != config["dataset"]["hash"]:
-        raise ArtifactError(
-            f"{dataset.path}: is not the data set of {where} (hash {dataset.hash[:12]}, the run has "
-            f"{config['dataset']['hash'][:12]})",
-            "give the data set that the run was made with, or adapt again",
-        )
-    if foundation is not None and foundation.hash != config["foundation"]["hash"]:
-        raise ArtifactError(
-            f"{where}: its adapters belong to foundation {config['foundation']['hash'][:12]}, found "
-            f"{foundation.hash[:12]}",
-            "give the foundation that the run was made with, or adapt again",
-        )
-
-
-def _method_of(config: dict[str, Any], where: Path) -> Method:
-    found = find_method(config["method"])
-    return found(found.settings_type.checked(config["settings"], str(where / "config.yaml")))
-
-
-def noted_path(foundation_path: Path | str | None) -> str | None:
-    """A foundation's name as a run keeps it."""
-    if foundation_path is None:
-        return None
-    return absolute(str(foundation_path)) if is_own_code(str(foundation_path)) else str(Path(foundation_path).resolve())
+def place_of(out: Path | str | None) -> tuple[Path, tempfile.TemporaryDirectory[str] | None]:
+    """The folder that a run is to become; by default one that is removed with the object beside it."""
+    if out is not None:
+        return Path(out), None
+    keep = tempfile.TemporaryDirectory(prefix="fedpa-")
+    return Path(keep.name) / "run", keep
 
 
 @dataclass
@@ -336,29 +301,12 @@ class Job:
         model = method.model(self.foundation, self.dataset, self.config["seed"], open_device(engine["device"]))
         server = method.server(model.layout)
         driver = self._driver(model)
+        users = {node: len(part) for node, part in enumerate(divided(self.dataset, engine["shards"]))}
         try:
-            coordinator = Coordinator(
-                server,
-                driver,
-                method.settings,
-                self.room,
-                run=self.run_id,
-                keep_rounds=engine["keep_rounds"],
-                sync=self.sync,
-                users={node: len(part) for node, part in enumerate(divided(self.dataset, engine["shards"]))},
-                observe=None if self.metrics is None else self.metrics.observe,
-            )
             with progress_bar(f"adapt ({method.name})", method.settings.rounds, progress) as advance:
-                outcome = coordinator.run(advance)
+                outcome = self.rounds(server, driver, users, advance)
         finally:
             driver.close()
-            if self.metrics is not None:
-                self.metrics.close()
-        server.state = outcome.state
-        # One key: safetensors writes several in a random order.
-        label = {"foundation": self.foundation.hash if self.foundation else ""}
-        named = safetensors.torch.save(server.named(), label)
-        replace(self.room / "shared.safetensors", named, sync=False)  # all of it is synced at the end
         best = []
         for node in sorted(driver.nodes):
             generations = node_generations(self.plan.node_folder(node), sync=self.sync)
@@ -366,6 +314,27 @@ class Job:
             generations.keep(accepted.get(node, 0) for accepted in outcome.kept.values())
         gather(best, self.room)
         return self._summary(outcome, model.layout.sizes_by_scope())
+
+    def rounds(self, server: Server, driver: Driver, users: Mapping[int, int], advance: Advance) -> Outcome:
+        """Run the rounds and write what all have of the best one; the nodes have so many users each."""
+        try:
+            outcome = Coordinator(
+                server,
+                driver,
+                self.method.settings,
+                self.room,
+                run=self.run_id,
+                keep_rounds=self.config["engine"]["keep_rounds"],
+                sync=self.sync,
+                users=users,
+                observe=None if self.metrics is None else self.metrics.observe,
+            ).run(advance)
+        finally:
+            if self.metrics is not None:
+                self.metrics.close()
+        server.state = outcome.state
+        write_shared(self.room, server, self.foundation.hash if self.foundation else None)
+        return outcome
 
     def _driver(self, model: AdaptedModel) -> Driver:
         plan = self.plan
@@ -395,8 +364,7 @@ class Job:
         )
 
     def _summary(self, outcome: Outcome, scopes: dict[str, int]) -> dict[str, Any]:
-        text = "".join(json.dumps(line) + "\n" for line in outcome.lines)
-        replace(self.room / "metrics.jsonl", text.encode(), sync=False)
+        write_lines(self.room, outcome.lines)
         best = next(line for line in outcome.lines if line["round"] == outcome.best_round)
         rounds = [line for line in outcome.lines if line["participants"]]
         took_part = sum(line["participants"] for line in rounds)

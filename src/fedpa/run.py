@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -29,11 +28,11 @@ from fedpa.federation.rule import AdaptedModel
 from fedpa.federation.server import Server
 from fedpa.federation.shard import Shard
 from fedpa.federation.touched import TouchedRows
-from fedpa.methods import Baseline, FederatedMethod, FrozenFoundation, Method, TwoCounters, find_method
+from fedpa.methods import Baseline, FederatedMethod, FrozenFoundation, Method, TwoCounters
 from fedpa.models.foundation import Foundation
 from fedpa.models.inputs import Inputs
-from fedpa.models.wrap.source import open_foundation
 from fedpa.models.wrap.wrapped import limits_of
+from fedpa.origin import dataset_of, foundation_of, method_of
 from fedpa.recommend import CatalogueScorer, Recommendation, Recommender
 from fedpa.settings import Settings
 from fedpa.unfinished import read_config
@@ -75,8 +74,7 @@ class Run:
     @cached_property
     def method(self) -> Method:
         """The method with the run's settings, and with what it learnt if it is not a federated one."""
-        found = find_method(self.config["method"])
-        method = found(found.settings_type.checked(self.config["settings"], str(self.path / "config.yaml")))
+        method = method_of(self.config, self.path)
         if isinstance(method, Baseline):
             method.open(self.path)
         return method
@@ -84,33 +82,12 @@ class Run:
     @cached_property
     def dataset(self) -> Dataset:
         """The data set; refused if it is not the one of the run."""
-        noted = self.config["dataset"]
-        found = self._dataset or Dataset(Path(noted["path"]))
-        if found.hash != noted["hash"]:
-            raise ArtifactError(
-                f"{found.path}: is not the data set of this run (hash {found.hash[:12]}, the run has "
-                f"{noted['hash'][:12]})",
-                "give the data set that the run was made with, or adapt again",
-            )
-        return found
+        return dataset_of(self.config, self._dataset)
 
     @cached_property
     def foundation(self) -> Foundation | None:
         """The foundation; refused if its hash is not the one that the adapters carry."""
-        noted = self.config["foundation"]
-        if noted is None:
-            return None
-        if self._foundation is None and noted["path"] is None:
-            raise ArtifactError(
-                f"{self.path}: the foundation was never saved", "give it: load_run(path, foundation=...)"
-            )
-        found = self._foundation or open_foundation(noted["path"])
-        if found.hash != noted["hash"]:
-            raise ArtifactError(
-                f"{self.path}: its adapters belong to foundation {noted['hash'][:12]}, found {found.hash[:12]}",
-                "give the foundation that the run was made with, or adapt again",
-            )
-        return found
+        return foundation_of(self.config, self.path, self._foundation, "load_run")
 
     @cached_property
     def history(self) -> list[dict[str, Any]]:
@@ -343,8 +320,7 @@ class Run:
                 generations.keep(held)  # what is damaged is of no use, and may hold the user
                 for number, about in held.items():
                     draft = generations.draft(number)
-                    for file in generations.path(number).glob("*.safetensors"):
-                        shutil.copyfile(file, draft.path / file.name)
+                    draft.fill(generations.path(number))
                     self._store(touched).erase(draft.path, user, touched, first=first)
                     draft.publish(about)
             first += len(users)

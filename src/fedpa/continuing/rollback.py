@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 from typing import Any
-
-import safetensors.torch
 
 from fedpa.artifacts import to_json
 from fedpa.durable import replace
 from fedpa.errors import ArtifactError, ConfigError
-from fedpa.federation.coordinator import checkpoints, saved_round, server_generations
+from fedpa.federation.coordinator import (
+    checkpoints,
+    saved_round,
+    server_generations,
+    write_lines,
+    write_shared,
+)
 from fedpa.federation.device import gather, node_generations
-from fedpa.federation.generations import MANIFEST, Generations
+from fedpa.federation.generations import Generations
 from fedpa.methods import FederatedMethod
 from fedpa.run import Run
 from fedpa.unfinished import claimed, finish, new_room, write_config
@@ -91,9 +93,8 @@ def rollback(run: Run, number: int, *, out: Path | str, overwrite: bool = False)
         _copy(server_generations(run.path), number, server_generations(room), about)
         gather(nodes, room)
         noted = run.config["foundation"]
-        label = {"foundation": "" if noted is None else noted["hash"]}
-        replace(room / "shared.safetensors", safetensors.torch.save(server.named(), label))
-        replace(room / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in earlier).encode())
+        write_shared(room, server, None if noted is None else noted["hash"])
+        write_lines(room, earlier)
         origin = {"run": str(run.path.resolve()), "best_round": run.summary["best_round"]}
         write_config(room, run.config | {"rolled_back": origin})
         changed = {
@@ -115,7 +116,5 @@ def _copy(source: Generations, number: int, target: Generations, about: dict[str
     """Write a checked generation a second time, with another note if one is given; returns its folder."""
     noted = source.about(number)
     draft = target.draft(number)
-    for file in source.path(number).iterdir():
-        if file.name != MANIFEST:
-            shutil.copyfile(file, draft.path / file.name)
+    draft.fill(source.path(number))
     return draft.publish(noted if about is None else about)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from fedpa.adaptation import Job, noted_path
+from fedpa.adaptation import Job, place_of
 from fedpa.artifacts import sha256
 from fedpa.continuing.start import Start
 from fedpa.data.dataset import Dataset
 from fedpa.errors import ArtifactError, ConfigError
 from fedpa.methods import FederatedMethod
 from fedpa.models.foundation import Foundation
+from fedpa.origin import noted_path
 from fedpa.run import Run
 from fedpa.unfinished import claimed, new_room
 
@@ -114,8 +114,7 @@ def continue_run(
     job = Job(Path(), config, method, model, dataset, sync=out is not None)
     job.check()
     start = Start(run, job, first, migrate=migrate)
-    keep = tempfile.TemporaryDirectory(prefix="fedpa-") if out is None else None
-    target = Path(out if keep is None else f"{keep.name}/run")  # type: ignore[arg-type]
+    target, keep = place_of(out)
     job.room = new_room(target, overwrite=overwrite)
     with claimed(job.room):
         start.write()

@@ -7,7 +7,7 @@ import json
 import logging
 import operator
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +45,7 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 _STATE = "state.safetensors"
+_LINES = "metrics.jsonl"
 _LEAST_KEPT = 2
 Accepted = dict[int, int]
 
@@ -232,7 +233,7 @@ class Coordinator:
         _log.info("round completed", extra={"fields": line})
         if self._observe is not None:
             self._observe(line)
-        append(self.folder / "metrics.jsonl", f"{json.dumps(line)}\n".encode())
+        append(self.folder / _LINES, _line(line).encode())
         value = self._selected(values["val"])
         if value > self._best:
             self._best, self._best_round, self._stale = value, self.number, 0
@@ -335,8 +336,7 @@ class Coordinator:
                 )
                 self._accepted.pop(self._best_round, None)
                 self._best_round, self._best, self._stale = number, float("-inf"), 0
-            text = "".join(json.dumps(line) + "\n" for line in self.lines)
-            replace(self.folder / "metrics.jsonl", text.encode(), sync=False)
+            write_lines(self.folder, self.lines)
             return True
         if self._generations.numbers():
             raise ArtifactError(
@@ -386,6 +386,22 @@ def round_line(number: int, upload: Upload, settings: Settings, seconds: float) 
         "bytes_up": upload.weights_up * size,
         "bytes_down": upload.weights_down * size,
     }
+
+
+def write_lines(folder: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    """Write ``metrics.jsonl`` of a run anew; it is on the disk when the run is finished."""
+    replace(folder / _LINES, "".join(map(_line, lines)).encode(), sync=False)
+
+
+def _line(line: Mapping[str, Any]) -> str:
+    return json.dumps(line) + "\n"
+
+
+def write_shared(folder: Path, server: Server, foundation: str | None) -> None:
+    """Write the server's state by parameter, with the foundation's hash; on the disk when the run is finished."""
+    # One key: safetensors writes several in a random order.
+    label = {"foundation": foundation or ""}
+    replace(folder / "shared.safetensors", safetensors.torch.save(server.named(), label), sync=False)
 
 
 def _added(answers: Mapping[int, Sums], name: str) -> ClickSums:

@@ -43,6 +43,12 @@ class Draft:
         shutil.rmtree(self.path, ignore_errors=True)
         self.path.mkdir()
 
+    def fill(self, folder: Path) -> None:
+        """Copy the files of another generation, but for its manifest."""
+        for file in folder.iterdir():
+            if file.name != MANIFEST:
+                shutil.copyfile(file, self.path / file.name)
+
     def publish(self, about: Mapping[str, Any]) -> Path:
         """Make it count, for good.
 

@@ -8,7 +8,6 @@ misses the deadline is left out of the round, and asked again in the next one if
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import operator
 import time
@@ -18,14 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.numpy
-
+from fedpa.drivers.flower.kept import load_message, save_message
 from fedpa.drivers.flower.letter import EVERYBODY, UNSTARTED, Letter
 from fedpa.drivers.flower.members import Members
 from fedpa.drivers.flower.post import Answer, Post
 from fedpa.drivers.flower.roll import Roll
-from fedpa.durable import replace
 from fedpa.errors import ArtifactError, FedpaError
 from fedpa.federation.form import Message, Refused, check_origin
 from fedpa.federation.order import Base, Order, Report, Sums
@@ -232,8 +228,7 @@ class FlowerDriver:
         return found
 
     def _save_tally(self, found: Message) -> None:
-        header, arrays = found
-        replace(self._terms.room / _TALLY, safetensors.numpy.save(arrays, {"header": json.dumps(header)}))
+        save_message(self._terms.room / _TALLY, found)
 
     def _saved_tally(self) -> Message | None:
         """What `_counted` noted before the run was stopped."""
@@ -241,10 +236,6 @@ class FlowerDriver:
         if not path.exists():
             return None
         try:
-            with safetensors.safe_open(path, "numpy") as file:
-                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-                return json.loads((file.metadata() or {})["header"]), arrays
-        except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
-            raise ArtifactError(
-                f"{path}: cannot be read ({error})", "start the run anew with overwrite=true"
-            ) from error
+            return load_message(path)
+        except ArtifactError as error:
+            raise ArtifactError(error.message, "start the run anew with overwrite=true") from error

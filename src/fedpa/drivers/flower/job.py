@@ -9,23 +9,20 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 from flwr.serverapp import Grid
 
-from fedpa.adaptation import Job, noted_path
+from fedpa.adaptation import Job
 from fedpa.data.dataset import Dataset, load_dataset
 from fedpa.data.shard import check_sharded, shard_facts
 from fedpa.device import open_device
 from fedpa.drivers.flower.driver import FlowerDriver, Terms
 from fedpa.drivers.flower.options import Options
 from fedpa.drivers.flower.post import Post
-from fedpa.durable import replace
 from fedpa.errors import ArtifactError, ConfigError
-from fedpa.federation.coordinator import Coordinator, Outcome
+from fedpa.federation.coordinator import Outcome
 from fedpa.federation.device import gather, node_generations
 from fedpa.federation.order import Base, Order
 from fedpa.federation.rows import ShardRows
@@ -34,7 +31,7 @@ from fedpa.federation.shard import Shard
 from fedpa.methods import FederatedMethod, Method, find_method
 from fedpa.models.foundation import Foundation
 from fedpa.models.wrap.source import open_foundation
-from fedpa.own_code import absolute, is_own_code
+from fedpa.origin import noted
 from fedpa.unfinished import claimed, new_room, read_config, room_of, write_config
 
 __all__ = ["FlowerJob", "run_on_nodes"]
@@ -88,14 +85,8 @@ def _check(method: Method, foundation: Foundation | None, dataset: Dataset) -> N
 
 def _config(options: Options, method: Method, foundation: Foundation | None, dataset: Dataset) -> dict[str, Any]:
     """What ``config.yaml`` of a new run says."""
-    return {
-        "method": absolute(options.method) if is_own_code(options.method) else options.method,
-        "preset": options.preset,
-        "seed": options.seed,
-        "settings": method.settings.model_dump(mode="json"),
-        "label": dataset.label_name,
-        "dataset": {"path": str(dataset.path.resolve()), "hash": dataset.hash},
-        "foundation": None if foundation is None else {"path": noted_path(options.foundation), "hash": foundation.hash},
+    origin = noted(options.method, options.preset, options.seed, method, dataset, foundation, options.foundation)
+    return origin | {
         "engine": {
             "driver": "flower",
             "shards": 1,
@@ -105,7 +96,6 @@ def _config(options: Options, method: Method, foundation: Foundation | None, dat
             # Another run of the same config must not take its nodes' generations for its own.
             "begun": secrets.token_hex(8),
         },
-        "fedpa": version("fedpa"),
     }
 
 
@@ -163,25 +153,7 @@ class FlowerJob(Job):
         check_sharded(self.dataset, model.layout)
         server = method.server(model.layout)
         driver = self._flower(model)
-        coordinator = Coordinator(
-            server,
-            driver,
-            method.settings,
-            self.room,
-            run=self.run_id,
-            keep_rounds=self.config["engine"]["keep_rounds"],
-            sync=self.sync,
-            users=driver.users,
-            observe=None if self.metrics is None else self.metrics.observe,
-        )
-        try:
-            outcome = coordinator.run(_log.info)
-        finally:
-            if self.metrics is not None:
-                self.metrics.close()
-        server.state = outcome.state
-        label = {"foundation": self.foundation.hash if self.foundation else ""}
-        replace(self.room / "shared.safetensors", safetensors.torch.save(server.named(), label), sync=self.sync)
+        outcome = self.rounds(server, driver, driver.users, _log.info)
         self._nobody(method, model)
         summary = self._summary(outcome, model.layout.sizes_by_scope())
         self._tell(driver, outcome, summary)

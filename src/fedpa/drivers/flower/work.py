@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import safetensors.numpy
-import safetensors.torch
 
 from fedpa.artifacts import FORMAT_VERSION, to_json
 from fedpa.data.dataset import load_dataset
 from fedpa.data.shard import shard_facts
 from fedpa.device import open_device
 from fedpa.drivers.flower.desk import Desk, Handler, Unfit
+from fedpa.drivers.flower.kept import load_message, save_message
 from fedpa.drivers.flower.letter import EVERYBODY, UNSTARTED, Letter
 from fedpa.drivers.flower.prepared import PreparedNode
 from fedpa.durable import replace
 from fedpa.errors import ArtifactError
-from fedpa.federation.coordinator import checkpoints
+from fedpa.federation.coordinator import checkpoints, write_lines, write_shared
 from fedpa.federation.device import gather, node_generations
 from fedpa.federation.node import Node
 from fedpa.federation.tally import Tally
@@ -27,6 +24,7 @@ from fedpa.federation.wire import pack_report, pack_sums, pack_tally, unpack_ord
 from fedpa.methods import FederatedMethod, find_method
 from fedpa.models.foundation import Foundation
 from fedpa.models.wrap.source import open_foundation
+from fedpa.origin import noted_path
 from fedpa.own_code import absolute, is_own_code
 from fedpa.unfinished import finish, read_config, write_config
 
@@ -51,8 +49,7 @@ def start(desk: Desk, letter: Letter) -> Letter:
         target.rename(room)  # the server goes on with a run that this node took for finished
     room.mkdir(parents=True, exist_ok=True)
     if letter.parts:
-        header, arrays = letter.parts[0]
-        replace(room / _TALLY, safetensors.numpy.save(arrays, {"header": json.dumps(header)}))
+        save_message(room / _TALLY, letter.parts[0])
     node = _node(desk, config, letter.head)
     node.forget_rows()
     held = node.start(_tally(room, run, node))
@@ -80,13 +77,11 @@ def finish_(desk: Desk, letter: Letter) -> Letter:
     order, base = unpack_order(node.shard.layout, node.method.settings, *letter.parts[0])
     server = node.method.server(node.shard.layout)
     server.state = list(order.state)
-    label = {"foundation": node.foundation.hash if node.foundation else ""}
-    replace(room / "shared.safetensors", safetensors.torch.save(server.named(), label))
+    write_shared(room, server, node.foundation.hash if node.foundation else None)
     generations = node_generations(node.folder)
     gather([generations.path(base.generation)], room)
     generations.keep(base.keep)
-    lines = "".join(json.dumps(line) + "\n" for line in letter.head["lines"])
-    replace(room / "metrics.jsonl", lines.encode())
+    write_lines(room, letter.head["lines"])
     config = read_config(room)
     summary = {
         **letter.head["summary"],
@@ -131,7 +126,7 @@ def _config(desk: Desk, letter: Letter) -> dict[str, Any]:
         raise Unfit("the server sent no config")
     dataset = load_dataset(Path(desk.dataset))
     foundation = _foundation(desk, config)
-    here = None if foundation is None else {"path": _absolute(desk.foundation), "hash": foundation.hash}
+    here = None if foundation is None else {"path": noted_path(desk.foundation), "hash": foundation.hash}
     facts = shard_facts(dataset)
     if facts is not None and config["source"] is not None and facts.source != config["source"]:
         raise Unfit("its data set is a shard of another one than the server's")
@@ -155,12 +150,6 @@ def _foundation(desk: Desk, config: Mapping[str, Any]) -> Foundation | None:
     if found.hash != config["foundation"]["hash"]:
         raise Unfit(f"has foundation {found.hash[:12]}, the run has {config['foundation']['hash'][:12]}")
     return found
-
-
-def _absolute(path: str | None) -> str | None:
-    if path is None:
-        return None
-    return absolute(path) if is_own_code(path) else str(Path(path).resolve())
 
 
 def _method(desk: Desk, name: str) -> str:
@@ -197,9 +186,7 @@ def _tally(room: Path, run: str, node: Node) -> Tally | None:
     if not periods:
         return None
     try:
-        with safetensors.safe_open(room / _TALLY, "numpy") as file:
-            header = json.loads((file.metadata() or {})["header"])
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (OSError, KeyError, ValueError, safetensors.SafetensorError):
+        header, arrays = load_message(room / _TALLY)
+    except ArtifactError:
         raise Unfit(UNSTARTED) from None
     return unpack_tally(run, EVERYBODY, periods, node.dataset.n_items, header, arrays)
