@@ -58,7 +58,10 @@ def head(environment: dict[str, str]) -> Iterator[tuple[str, psutil.Process]]:
     family: list[psutil.Process] = []
     try:
         healthy = [*RAY, "health-check", "--address", f"127.0.0.1:{port}"]
-        subprocess.run(healthy, env=environment, check=True, capture_output=True, timeout=60)
+        end = time.monotonic() + 60
+        while subprocess.run(healthy, env=environment, check=False, capture_output=True, timeout=60).returncode:
+            assert time.monotonic() < end, "the head of the cluster did not come up"
+            time.sleep(0.5)
         yield f"127.0.0.1:{port}", psutil.Process(process.pid)
     finally:
         family += psutil.Process(process.pid).children(recursive=True)
@@ -179,4 +182,13 @@ def test_without_a_cluster_there_is_no_auto(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(ConfigError, match="address 'auto': no Ray cluster answers there"):
+        Cluster("auto", 1)
+
+
+def test_a_cluster_that_was_noted_and_is_gone_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text("127.0.0.1:1\n")
+    with pytest.raises(ConfigError, match=r"address '127\.0\.0\.1:1': no Ray cluster answers there"):
         Cluster("auto", 1)

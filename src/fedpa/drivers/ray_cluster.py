@@ -131,8 +131,9 @@ class Cluster:
         self._hush()
 
     def _join(self, address: str) -> None:
-        if address != "auto":
-            _reach(address)
+        if address == "auto":
+            address = _noted_address()
+        _reach(address)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
             self.ray.init(address=address, log_to_driver=False, configure_logging=False, logging_level=logging.WARNING)
@@ -174,6 +175,18 @@ def _is_alive(pid: int) -> bool:
     except OSError:
         pass
     return True
+
+
+def _noted_address() -> str:
+    """Where `ray start` noted that the cluster is.
+
+    Ray itself would also take one that another process has for itself alone, and wait for ever once that is gone.
+    """
+    file = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir(), "ray", "ray_current_cluster")
+    try:
+        return os.environ.get("RAY_ADDRESS") or file.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise _unreachable("auto", error) from error
 
 
 def _reach(address: str) -> None:
