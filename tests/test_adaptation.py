@@ -316,6 +316,10 @@ def _labels_and_scores(found: Run) -> tuple[Any, Any]:
         ({"preset": "best"}, "unknown preset 'best'"),
         ({"rnak": 3}, "unknown setting 'rnak'; did you mean 'rank'"),
         ({"device": "abacus"}, "device 'abacus' cannot be used here"),
+        ({"keep_rounds": 1}, "keep_rounds: expected 2 or more, found 1"),
+        ({"driver": "rey"}, "driver .rey.: expected one of local, ray"),
+        ({"shards": 0}, "shards: expected 1 to"),
+        ({"deadline": 3.0}, "are for nodes elsewhere"),
         ({"lr": float("nan")}, "setting 'lr'"),
     ],
 )

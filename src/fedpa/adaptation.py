@@ -20,6 +20,7 @@ from fedpa.drivers.local import LocalDriver
 from fedpa.durable import replace
 from fedpa.errors import ArtifactError, ConfigError
 from fedpa.federation.coordinator import (
+    LEAST_KEPT,
     Coordinator,
     Outcome,
     checkpoints,
@@ -138,11 +139,11 @@ def adapt(
         },
     }
     job = Job(room_of(target), config, chosen, foundation, dataset, sync=keep is None)
-    job.watch(metrics_file, metrics_port)
     job.check()
     room = new_room(target, overwrite=overwrite)
     with claimed(room):
         write_config(room, config)
+        job.watch(metrics_file, metrics_port)
         return job.run(target, progress, keep)
 
 
@@ -187,8 +188,8 @@ def resume(
     method, data = method_of(config, room), dataset_of(config, dataset)
     foundation = foundation_of(config, room, foundation, "resume")
     job = Job(room, config, method, foundation, data)
-    job.watch(metrics_file, metrics_port)
     with claimed(room):
+        job.watch(metrics_file, metrics_port)
         return job.run(target, progress)
 
 
@@ -247,10 +248,15 @@ class Job:
         engine = self.config["engine"]
         driver, shards = engine["driver"], engine["shards"]
         if driver not in DRIVERS:
-            raise ConfigError(f"driver {driver!r}: expected one of {', '.join(DRIVERS)}", "Flower has its own commands")
+            raise ConfigError(
+                f"driver {driver!r}: expected one of {', '.join(DRIVERS)}",
+                "nodes on Flower are run with `fedpa flower` and `flwr run`",
+            )
         private = len(divided(self.dataset, 1)[0])
         if not 1 <= shards <= max(1, private):
             raise ConfigError(f"shards: expected 1 to {private}, the number of private users, found {shards}")
+        if engine["keep_rounds"] < LEAST_KEPT:
+            raise ConfigError(f"keep_rounds: expected {LEAST_KEPT} or more, found {engine['keep_rounds']}")
         if isinstance(self.method, Baseline) and (driver != "local" or shards != 1):
             raise ConfigError(f"method {self.method.name}: has no federation, so there is nothing to divide")
         if driver == "local" and (engine["address"] or engine["deadline"]):

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from fedpa.drivers.driver import Driver
 
 __all__ = [
+    "LEAST_KEPT",
     "Coordinator",
     "Outcome",
     "checkpoints",
@@ -46,7 +47,7 @@ __all__ = [
 _log = logging.getLogger(__name__)
 _STATE = "state.safetensors"
 _LINES = "metrics.jsonl"
-_LEAST_KEPT = 2
+LEAST_KEPT = 2
 Accepted = dict[int, int]
 
 
@@ -160,14 +161,14 @@ class Coordinator:
         folder: Path,
         *,
         run: str,
-        keep_rounds: int = _LEAST_KEPT,
+        keep_rounds: int = LEAST_KEPT,
         sync: bool = True,
         users: Mapping[int, int] | None = None,
         observe: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
         self.server, self.driver, self.settings, self.folder, self.run_id = server, driver, settings, folder, run
         self._generations = server_generations(folder, sync=sync)
-        self._keep_rounds = max(_LEAST_KEPT, keep_rounds)
+        self._keep_rounds = max(LEAST_KEPT, keep_rounds)
         self._users: Mapping[int, int] = {} if users is None else users  # it may grow
         self._observe = observe
         self.number = 0
