@@ -20,9 +20,9 @@ from fedpa.drivers.local import LocalDriver
 from fedpa.durable import replace
 from fedpa.errors import ArtifactError, ConfigError
 from fedpa.federation.coordinator import (
-    LEAST_KEPT,
     Coordinator,
     Outcome,
+    check_kept,
     checkpoints,
     round_line,
     split_values,
@@ -255,8 +255,7 @@ class Job:
         private = len(divided(self.dataset, 1)[0])
         if not 1 <= shards <= max(1, private):
             raise ConfigError(f"shards: expected 1 to {private}, the number of private users, found {shards}")
-        if engine["keep_rounds"] < LEAST_KEPT:
-            raise ConfigError(f"keep_rounds: expected {LEAST_KEPT} or more, found {engine['keep_rounds']}")
+        check_kept(engine["keep_rounds"])
         if isinstance(self.method, Baseline) and (driver != "local" or shards != 1):
             raise ConfigError(f"method {self.method.name}: has no federation, so there is nothing to divide")
         if driver == "local" and (engine["address"] or engine["deadline"]):

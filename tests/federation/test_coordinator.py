@@ -542,7 +542,6 @@ def test_a_foundation_that_was_never_saved_must_be_given(made: Small, tmp_path: 
         (2, RISING, [4, 5]),
         (2, FALLING, [0, 4, 5]),
         (2, EARLY, [2, 4, 5]),
-        (1, FALLING, [0, 4, 5]),  # at least two
         (4, EARLY, [2, 3, 4, 5]),
         (9, EARLY, [0, 1, 2, 3, 4, 5]),
     ],

@@ -16,7 +16,7 @@ import safetensors.torch
 from torch import Tensor
 
 from fedpa.durable import append, replace, write_file
-from fedpa.errors import ArtifactError
+from fedpa.errors import ArtifactError, ConfigError
 from fedpa.evaluation.sums import ClickSums
 from fedpa.federation.generations import Generations
 from fedpa.federation.intake import MOST_ROWS, Intake
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from fedpa.drivers.driver import Driver
 
 __all__ = [
-    "LEAST_KEPT",
     "Coordinator",
     "Outcome",
+    "check_kept",
     "checkpoints",
     "erase_downlink",
     "round_line",
@@ -47,13 +47,24 @@ __all__ = [
 _log = logging.getLogger(__name__)
 _STATE = "state.safetensors"
 _LINES = "metrics.jsonl"
-LEAST_KEPT = 2
+_LEAST_KEPT = 2
 Accepted = dict[int, int]
 
 
 def checkpoints(run: Path) -> Path:
     """Where a run keeps the generations of its server and of the nodes that share its disk."""
     return run / "checkpoints"
+
+
+def check_kept(rounds: int) -> None:
+    """Refuse to keep so few rounds that one damaged file loses the run.
+
+    Raises
+    ------
+    ConfigError
+    """
+    if rounds < _LEAST_KEPT:
+        raise ConfigError(f"keep_rounds: expected {_LEAST_KEPT} or more, found {rounds}")
 
 
 def server_generations(run: Path, *, sync: bool = True) -> Generations:
@@ -151,6 +162,11 @@ class Coordinator:
         How many users each node has said that it has; more of them cannot take part.
     observe : callable, optional
         Called with what was noted of every round.
+
+    Raises
+    ------
+    ConfigError
+        If too few rounds are to be kept.
     """
 
     def __init__(
@@ -161,14 +177,15 @@ class Coordinator:
         folder: Path,
         *,
         run: str,
-        keep_rounds: int = LEAST_KEPT,
+        keep_rounds: int = _LEAST_KEPT,
         sync: bool = True,
         users: Mapping[int, int] | None = None,
         observe: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
+        check_kept(keep_rounds)
         self.server, self.driver, self.settings, self.folder, self.run_id = server, driver, settings, folder, run
         self._generations = server_generations(folder, sync=sync)
-        self._keep_rounds = max(LEAST_KEPT, keep_rounds)
+        self._keep_rounds = keep_rounds
         self._users: Mapping[int, int] = {} if users is None else users  # it may grow
         self._observe = observe
         self.number = 0
