@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -13,6 +14,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedpa.drivers.flower.client import app
+from fedpa.drivers.flower.letter import of_record, to_record
 
 __all__ = ["CRASHED", "OFFLINE", "Fault", "HereGrid"]
 
@@ -20,11 +22,19 @@ CRASHED, OFFLINE = 8, 5
 Fault = Callable[[int, str, int], str]
 """Of a node, a kind of letter and how many of the kind it was sent: what becomes of the answer. ``""``: it arrives;
 ``lost``: it is computed and gone; ``untaken``: it is not computed; ``crashed``, ``offline``: Flower says so; ``stop``:
-the server is stopped."""
+the server is stopped; ``torn``: it is no letter any more; ``older``: its parts say that they are of round 0."""
 
 
 class Stopped(Exception):  # noqa: N818
     """What `stop` raises in the server."""
+
+
+def _spoilt(content: RecordDict, fault: str) -> RecordDict:
+    if fault == "torn":
+        return RecordDict()
+    letter = of_record(content)
+    parts = tuple(({**header, "round": 0}, arrays) for header, arrays in letter.parts)
+    return to_record(dataclasses.replace(letter, parts=parts))
 
 
 class HereGrid(Grid):
@@ -91,6 +101,8 @@ class HereGrid(Grid):
         config: dict[str, Any] = {key: str(value) for key, value in self.configs[node].items()}
         context = Context(run_id=1, node_id=node, node_config=config, state=RecordDict(), run_config={}, series_id=1)
         reply = app(message, context)
+        if fault in ("torn", "older"):
+            reply = Message(_spoilt(reply.content, fault), reply_to=message)
         self.sent.append((kind, reply))
         if fault != "lost":
             self._replies[id_] = reply

@@ -144,6 +144,33 @@ def test_a_late_node_is_left_out_and_counted(three: World, tmp_path: Path) -> No
     assert shared(out) != shared(three.local())
 
 
+@pytest.mark.parametrize(("fault", "reason"), [("torn", "header"), ("older", "late")])
+def test_an_answer_that_cannot_be_read_is_refused_and_counted_by_reason(
+    three: World, tmp_path: Path, fault: str, reason: str
+) -> None:
+    def spoil(node: int, kind: str, count: int) -> str:
+        return fault if node == 11 and kind == "round" and count >= 2 else ""
+
+    out, metrics = tmp_path / "run", tmp_path / "fedpa.prom"
+    run_on_nodes(grid(three, tmp_path, spoil), options(three, out, min_nodes=2, metrics_file=str(metrics)))
+    assert [(line["nodes"], line["late"], line["refused"]) for line in lines(out)[1:]] == [
+        (3, 0, {}),
+        (2, 0, {reason: 1}),
+    ]
+    assert f'fedpa_refused_uploads_total{{reason="{reason}",run=' in metrics.read_text()
+    (tmp_path / "without").mkdir()
+    left_out = grid(three, tmp_path / "without", lambda *sent: "untaken" if spoil(*sent) else "")
+    run_on_nodes(left_out, options(three, tmp_path / "other", min_nodes=2, deadline=1))
+    assert shared(out) == shared(tmp_path / "other")
+
+
+def test_item_counts_that_cannot_be_read_are_refused_and_counted(three: World, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    spoil = grid(three, tmp_path, lambda node, kind, count: "torn" if (node, kind) == (11, "prepare") else "")
+    run_on_nodes(spoil, options(three, out, min_nodes=2))
+    assert lines(out)[1]["refused"] == {"header": 1}
+
+
 def test_a_node_that_comes_later_starts_from_nothing(three: World, tmp_path: Path) -> None:
     here = grid(three, tmp_path, nodes=2)
 

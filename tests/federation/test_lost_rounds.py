@@ -21,7 +21,7 @@ from torch import Tensor
 
 from arrays import toy, toy_foundation
 from fedpa.federation.coordinator import Coordinator, checkpoints
-from fedpa.federation.form import Message
+from fedpa.federation.form import Message, Reason
 from fedpa.federation.node import Node
 from fedpa.federation.order import Base, Order, Report, Sums
 from fedpa.federation.server import Server
@@ -86,6 +86,9 @@ class Carrier:
 
     def start(self) -> dict[int, list[int]]:
         return {node.index: node.start(None) for node in self.members}
+
+    def refusals(self) -> list[tuple[int, Reason]]:
+        return []
 
     def close(self) -> None:
         """Nothing was started."""

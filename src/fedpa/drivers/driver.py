@@ -12,6 +12,7 @@ import torch
 from fedpa.data.dataset import Dataset, load_dataset
 from fedpa.device import open_device
 from fedpa.errors import ConfigError
+from fedpa.federation.form import Reason
 from fedpa.federation.node import Node, divided
 from fedpa.federation.order import Base, Order, Report, Sums
 from fedpa.methods import FederatedMethod, find_method
@@ -36,6 +37,9 @@ class Driver(Protocol):
 
     def train(self, order: Order, bases: Mapping[int, Base]) -> dict[int, Report]:
         """Have nodes train the order's round; the same order was given to `evaluate` before."""
+
+    def refusals(self) -> list[tuple[int, Reason]]:
+        """Nodes whose answers could not be read since this was last asked, and why, one for each such answer."""
 
     def close(self) -> None:
         """End whatever `start` began."""

@@ -6,6 +6,7 @@ import functools
 import operator
 from collections.abc import Mapping, Sequence
 
+from fedpa.federation.form import Reason
 from fedpa.federation.node import Node
 from fedpa.federation.order import Base, Order, Report, Sums
 
@@ -42,6 +43,10 @@ class LocalDriver:
     def train(self, order: Order, bases: Mapping[int, Base]) -> dict[int, Report]:
         """Have every node train."""
         return {index: node.train(order, bases[index]) for index, node in self._nodes.items()}
+
+    def refusals(self) -> list[tuple[int, Reason]]:
+        """None: nothing is sent."""
+        return []
 
     def close(self) -> None:
         """Nothing was started."""

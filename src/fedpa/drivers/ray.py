@@ -24,6 +24,7 @@ from fedpa.drivers.ray_actor import Seal, ShardActor, convert_order, convert_rep
 from fedpa.drivers.ray_cluster import Cluster
 from fedpa.durable import write_file
 from fedpa.errors import ConfigError, FedpaError
+from fedpa.federation.form import Reason
 from fedpa.federation.order import Base, Order, Report, Sums
 
 __all__ = ["RayDriver"]
@@ -119,6 +120,10 @@ class RayDriver:
         sent = self._put(order)
         answers = self._ask("train", lambda index: (self._total, sent, bases[index]), self._deadline)
         return {index: convert_report(report, to_tensor) for index, report in answers.items()}
+
+    def refusals(self) -> list[tuple[int, Reason]]:
+        """None: actors run this code, on data that was checked."""
+        return []
 
     def close(self) -> None:
         """End the actors, and Ray if it was started here."""

@@ -7,6 +7,7 @@ import json
 import logging
 import operator
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -272,10 +273,12 @@ class Coordinator:
         before = self._accepted[order.number - 1]
         self._accepted[self.number] = before | dict.fromkeys(intake.accepted, order.number)
         self._pending = round_line(self.number, upload, self.settings, time.perf_counter() - begin)
+        refusals = self.driver.refusals()
+        refused = intake.refused + Counter(reason for _, reason in refusals)
         self._pending |= {
             "nodes": len(intake.accepted),
-            "late": len(bases) - len(reports),
-            "refused": dict(sorted(intake.refused.items())),
+            "late": len(bases.keys() - reports.keys() - {node for node, _ in refusals}),
+            "refused": dict(sorted(refused.items())),
         }
         self._checkpoint()
 

@@ -23,7 +23,7 @@ from fedpa.drivers.flower.members import Members
 from fedpa.drivers.flower.post import Answer, Post
 from fedpa.drivers.flower.roll import Roll
 from fedpa.errors import ArtifactError, FedpaError
-from fedpa.federation.form import Message, Refused, check_origin
+from fedpa.federation.form import Message, Reason, Refused, check_origin
 from fedpa.federation.order import Base, Order, Report, Sums
 from fedpa.federation.parameters import Layout
 from fedpa.federation.wire import pack_order, pack_tally, unpack_report, unpack_sums, unpack_tally
@@ -128,6 +128,11 @@ class FlowerDriver:
         self._current = self._members.ready
         return self._reports[1]
 
+    def refusals(self) -> list[tuple[int, Reason]]:
+        """Nodes whose answers could not be read since this was last asked, and why."""
+        found, self._post.refusals = self._post.refusals, []
+        return found
+
     def close(self) -> None:
         """Nodes need not be told."""
 
@@ -158,8 +163,7 @@ class FlowerDriver:
             try:
                 sums[node], report = self._read(order, node, letter)
             except Refused as refusal:
-                self.counts["refused"] += 1
-                _log.warning("node %d: %s", node, refusal.message)
+                self._refuse(node, refusal)
                 continue
             if report is not None:
                 reports[node] = report
@@ -209,6 +213,11 @@ class FlowerDriver:
         _log.warning("node %d: %s", node, reason[:500])
         return None
 
+    def _refuse(self, node: int, refusal: Refused) -> None:
+        self.counts["refused"] += 1
+        self._post.refusals.append((node, refusal.reason))
+        _log.warning("node %d: %s", node, refusal.message)
+
     def _counted(self) -> Message:
         """The sum of the item counts of those who are there, noted for those who come later."""
         run, periods = self._terms.run, self._terms.settings.item_counts
@@ -219,8 +228,7 @@ class FlowerDriver:
                     raise Refused("header", "no item counts")
                 tallies.append(unpack_tally(run, node, periods, self._terms.items, *letter.parts[0]))
             except Refused as refusal:
-                self.counts["refused"] += 1
-                _log.warning("node %d: its item counts are left out: %s", node, refusal.message)
+                self._refuse(node, refusal)
         if not tallies:
             raise FedpaError("no node sent item counts that can be true", "look into the nodes' logs")
         found = pack_tally(run, EVERYBODY, functools.reduce(operator.add, tallies))

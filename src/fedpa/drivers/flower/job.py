@@ -22,7 +22,7 @@ from fedpa.drivers.flower.driver import FlowerDriver, Terms
 from fedpa.drivers.flower.options import Options
 from fedpa.drivers.flower.post import Post
 from fedpa.errors import ArtifactError, ConfigError
-from fedpa.federation.coordinator import Outcome
+from fedpa.federation.coordinator import Outcome, check_kept
 from fedpa.federation.device import gather, node_generations
 from fedpa.federation.order import Base, Order
 from fedpa.federation.rows import ShardRows
@@ -51,6 +51,7 @@ def run_on_nodes(grid: Grid, options: Options) -> None:
     ArtifactError
         If a folder is missing or does not fit, or another run has the name of this one.
     """
+    check_kept(options.keep_rounds)
     dataset = load_dataset(options.dataset)
     foundation = None if options.foundation is None else open_foundation(options.foundation)
     method = find_method(options.method).configured(options.preset, options.settings, foundation)
@@ -68,8 +69,8 @@ def run_on_nodes(grid: Grid, options: Options) -> None:
     else:
         write_config(new_room(target, overwrite=options.overwrite), config)
     job = FlowerJob(room, config, method, foundation, dataset, grid=grid, options=options)
-    job.watch(options.metrics_file, options.metrics_port)
     with _alone(room):
+        job.watch(options.metrics_file, options.metrics_port)
         job.run(target, progress=False)
     _log.info("%s: is finished", target)
 

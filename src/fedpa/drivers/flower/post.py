@@ -20,7 +20,7 @@ from flwr.serverapp import Grid
 
 from fedpa.drivers.flower.letter import Letter, of_record, to_record
 from fedpa.errors import FedpaError
-from fedpa.federation.form import Refused
+from fedpa.federation.form import Reason, Refused
 
 __all__ = ["Answer", "Post", "Seen"]
 
@@ -98,10 +98,16 @@ class Post:
     grid : Grid
     ttl : float
         Seconds after which a letter that was not taken is not delivered any more.
+
+    Attributes
+    ----------
+    refusals : list of (int, Reason)
+        Nodes whose answers could not be read, and why.
     """
 
     def __init__(self, grid: Grid, *, ttl: float = _DAY) -> None:
         self._grid, self._ttl = grid, ttl
+        self.refusals: list[tuple[int, Reason]] = []
         self._waiting: list[_Waiting] = []
         self._seen: dict[int, Seen] = {}
         self._looked = float("-inf")
@@ -175,6 +181,7 @@ class Post:
         try:
             letter = of_record(message.content)
         except Refused as refusal:
+            self.refusals.append((int(one.letter.head["node"]), refusal.reason))
             return Answer(one.flower, one.letter, None, f"refused: {refusal.message}")
         self._slowest = max(self._slowest, time.monotonic() - one.sent)
         return Answer(one.flower, one.letter, letter)

@@ -135,8 +135,7 @@ class SecureDriver(FlowerDriver):
                 try:
                     yield node, of_part(letter.parts)
                 except Refused as refusal:
-                    self.counts["refused"] += 1
-                    _log.warning("node %d: %s", node, refusal.message)
+                    self._refuse(node, refusal)
 
         return secure_sum(terms, exchange)
 
