@@ -22,6 +22,7 @@ from fedpa.errors import ArtifactError, ConfigError, DataError
 from fedpa.evaluation.report import click_report
 from fedpa.federation.coordinator import checkpoints, erase_downlink
 from fedpa.federation.device import DeviceStore, node_generations
+from fedpa.federation.kept import kept_tally
 from fedpa.federation.node import divided
 from fedpa.federation.rows import ShardRows
 from fedpa.federation.rule import AdaptedModel
@@ -99,7 +100,8 @@ class Run:
     def rows(self) -> ShardRows:
         """Rows of the private users."""
         plain = self._plain_rows
-        return self.method.rows(self.foundation, self.dataset, plain, self.method.tally(self.dataset, plain))
+        kept = kept_tally(self.path, self.method.settings.item_counts, self.dataset.n_items)
+        return self.method.rows(self.foundation, self.dataset, plain, kept or self.method.tally(self.dataset, plain))
 
     @cached_property
     def _plain_rows(self) -> ShardRows:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import safetensors.numpy
 
@@ -86,6 +87,18 @@ def test_nodes_equal_one_process(three: World, tmp_path: Path) -> None:
     assert load_run(tmp_path / "run").server.named().keys() == load_run(local).server.named().keys()
     # One letter a round and node, and one more that only scores.
     assert [kind for kind, _ in here.sent].count("round") == 3 * (SETTINGS["rounds"] + 1)
+
+
+def test_a_nodes_run_scores_its_users_as_one_process_does(three: World, tmp_path: Path) -> None:
+    """Item counts are everybody's, not those of the node's own users."""
+    run_on_nodes(grid(three, tmp_path), options(three, tmp_path / "run"))
+    whole = load_run(three.local()).predictions()
+    runs = [load_run(kept(tmp_path, node)) for node in range(3)]
+    assert pl.concat(run.predictions() for run in runs).equals(whole)
+    damaged = kept(tmp_path, 0) / "tally.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    with pytest.raises(ArtifactError, match=r"tally\.safetensors: cannot be read"):
+        load_run(kept(tmp_path, 0)).predictions()
 
 
 def test_nothing_personal_is_in_an_answer(three: World, tmp_path: Path) -> None:

@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedpa.drivers.flower.kept import load_message, save_message
-from fedpa.drivers.flower.letter import EVERYBODY, UNSTARTED, Letter
+from fedpa.drivers.flower.letter import UNSTARTED, Letter
 from fedpa.drivers.flower.members import Members
 from fedpa.drivers.flower.post import Answer, Post
 from fedpa.drivers.flower.roll import Roll
 from fedpa.errors import ArtifactError, FedpaError
 from fedpa.federation.form import Message, Reason, Refused, check_origin
+from fedpa.federation.kept import EVERYBODY, TALLY, load_message, save_message
 from fedpa.federation.order import Base, Order, Report, Sums
 from fedpa.federation.parameters import Layout
 from fedpa.federation.wire import pack_order, pack_tally, unpack_report, unpack_sums, unpack_tally
@@ -32,7 +32,6 @@ from fedpa.settings import Settings
 __all__ = ["FlowerDriver", "Terms"]
 
 _log = logging.getLogger(__name__)
-_TALLY = "tally.safetensors"
 _SILENT_ROUNDS = 3
 
 
@@ -236,11 +235,11 @@ class FlowerDriver:
         return found
 
     def _save_tally(self, found: Message) -> None:
-        save_message(self._terms.room / _TALLY, found)
+        save_message(self._terms.room / TALLY, found)
 
     def _saved_tally(self) -> Message | None:
         """What `_counted` noted before the run was stopped."""
-        path = self._terms.room / _TALLY
+        path = self._terms.room / TALLY
         if not path.exists():
             return None
         try:

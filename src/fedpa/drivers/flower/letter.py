@@ -19,14 +19,11 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from fedpa.federation.form import PROTOCOL, Arrays, Message, Refused
 
-__all__ = ["EVERYBODY", "KINDS", "UNSTARTED", "Letter", "of_record", "packed", "to_record", "unpacked"]
+__all__ = ["KINDS", "UNSTARTED", "Letter", "of_record", "packed", "to_record", "unpacked"]
 
 KINDS = ("prepare", "start", "round", "finish", "secure")
 """What a node may be asked: for its item counts; to be ready; to score and train; to keep what the run came to; to do
 its part of a secure sum, instead of telling its item counts or its part of a round."""
-
-EVERYBODY = -1
-"""In place of a node's number, on the sum of all nodes' item counts."""
 
 UNSTARTED = "has not started this run"
 """What a node says that never had, or lost, what a run needs."""

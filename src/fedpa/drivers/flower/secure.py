@@ -20,13 +20,13 @@ import safetensors.numpy
 
 from fedpa.artifacts import to_json
 from fedpa.drivers.flower.driver import FlowerDriver, Terms
-from fedpa.drivers.flower.letter import EVERYBODY
 from fedpa.drivers.flower.post import Post
 from fedpa.drivers.flower.secure_work import ROUND, SECURE, TALLY, of_part, to_part
 from fedpa.durable import replace
 from fedpa.evaluation.sums import ClickSums
 from fedpa.federation.form import Message as Part
 from fedpa.federation.form import Refused
+from fedpa.federation.kept import EVERYBODY
 from fedpa.federation.order import Base, Order, Report, Sums
 from fedpa.federation.upload import Upload
 from fedpa.federation.wire import pack_order, pack_tally

@@ -11,13 +11,13 @@ from fedpa.data.dataset import load_dataset
 from fedpa.data.shard import shard_facts
 from fedpa.device import open_device
 from fedpa.drivers.flower.desk import Desk, Handler, Unfit
-from fedpa.drivers.flower.kept import load_message, save_message
-from fedpa.drivers.flower.letter import EVERYBODY, UNSTARTED, Letter
+from fedpa.drivers.flower.letter import UNSTARTED, Letter
 from fedpa.drivers.flower.prepared import PreparedNode
 from fedpa.durable import replace
 from fedpa.errors import ArtifactError
 from fedpa.federation.coordinator import checkpoints, write_lines, write_shared
 from fedpa.federation.device import gather, node_generations
+from fedpa.federation.kept import EVERYBODY, TALLY, load_message, save_message
 from fedpa.federation.node import Node
 from fedpa.federation.tally import Tally
 from fedpa.federation.wire import pack_report, pack_sums, pack_tally, unpack_order, unpack_tally
@@ -29,8 +29,6 @@ from fedpa.own_code import absolute, is_own_code
 from fedpa.unfinished import finish, read_config, write_config
 
 __all__ = ["HANDLERS", "opened"]
-
-_TALLY = "tally.safetensors"
 
 
 def prepare(desk: Desk, letter: Letter) -> Letter:
@@ -49,7 +47,7 @@ def start(desk: Desk, letter: Letter) -> Letter:
         target.rename(room)  # the server goes on with a run that this node took for finished
     room.mkdir(parents=True, exist_ok=True)
     if letter.parts:
-        save_message(room / _TALLY, letter.parts[0])
+        save_message(room / TALLY, letter.parts[0])
     node = _node(desk, config, letter.head)
     node.forget_rows()
     held = node.start(_tally(room, run, node))
@@ -186,7 +184,7 @@ def _tally(room: Path, run: str, node: Node) -> Tally | None:
     if not periods:
         return None
     try:
-        header, arrays = load_message(room / _TALLY)
+        header, arrays = load_message(room / TALLY)
     except ArtifactError:
         raise Unfit(UNSTARTED) from None
     return unpack_tally(run, EVERYBODY, periods, node.dataset.n_items, header, arrays)

@@ -10,9 +10,17 @@ import safetensors.numpy
 
 from fedpa.durable import replace
 from fedpa.errors import ArtifactError
-from fedpa.federation.form import Message
+from fedpa.federation.form import Message, Refused
+from fedpa.federation.tally import Tally
+from fedpa.federation.wire import unpack_tally
 
-__all__ = ["load_message", "save_message"]
+__all__ = ["EVERYBODY", "TALLY", "kept_tally", "load_message", "save_message"]
+
+TALLY = "tally.safetensors"
+"""In a run's folder, everybody's item counts as all nodes were told them, where nodes are no part of this process."""
+
+EVERYBODY = -1
+"""In place of a node's number, on the sum of all nodes' item counts."""
 
 
 def save_message(path: Path, message: Message) -> None:
@@ -35,3 +43,21 @@ def load_message(path: Path) -> Message:
             return json.loads((file.metadata() or {})["header"]), arrays
     except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
         raise ArtifactError(f"{path}: cannot be read ({error})") from error
+
+
+def kept_tally(folder: Path, periods: int, items: int) -> Tally | None:
+    """Everybody's item counts in a finished run's folder; None if it keeps none.
+
+    Raises
+    ------
+    ArtifactError
+        If they cannot be read.
+    """
+    path = folder / TALLY
+    if not periods or not path.exists():
+        return None
+    header, arrays = load_message(path)
+    try:
+        return unpack_tally(str(header.get("run")), EVERYBODY, periods, items, header, arrays)
+    except Refused as refusal:
+        raise ArtifactError(f"{path}: {refusal.message}", "adapt again") from refusal
