@@ -15,7 +15,7 @@ from command import answer, fedpa
 from fedpa.data.dataset import COLD, OPEN, PRIVATE, Dataset
 from fedpa.data.leave_one_out import leave_one_out
 from fedpa.data.shard import SERVER, check_sharded, node_folder, private_users, shard, shard_facts, user_numbers
-from fedpa.errors import ArtifactError, ConfigError
+from fedpa.errors import ArtifactError, ConfigError, DataError
 from fedpa.federation.rows import ShardRows
 from fedpa.federation.shard import Shard
 from fedpa.methods import FederatedMethod, find_method
@@ -226,6 +226,13 @@ def test_the_command_line_divides_as_python_does(parts: Divided, tmp_path: Path)
     assert sum(users for name, users in found["users"].items() if name != SERVER) == private_users(parts.whole)
     assert found["rows"][SERVER] == parts.server.n_rows
     assert "expected 1 to" in fedpa("data", "shard", parts.whole.path, "--shards", 0, "--out", tmp_path, code=2).stderr
+
+
+def test_a_node_does_not_count_the_catalogue(parts: Divided) -> None:
+    now = np.array([int(parts.whole.time.max()) + 1])
+    assert (parts.server.item_counts(now).views == parts.whole.item_counts(now).views).all()
+    with pytest.raises(DataError, match="node 0's part of a data set, whose catalogue cannot be counted here"):
+        parts.nodes[0].item_counts(now)
 
 
 def test_codes_and_encoders_are_kept(parts: Divided) -> None:

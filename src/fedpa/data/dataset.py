@@ -423,7 +423,18 @@ class Dataset:
         Parameters
         ----------
         times : ndarray of int64, shape ``[n]``
+
+        Raises
+        ------
+        DataError
+            If this is a node's part of a data set, which lacks open users' rows (`fedpa.data.shard`).
         """
+        part = self.manifest["settings"].get("shard")
+        if part is not None and part["node"] is not None:
+            raise DataError(
+                f"{self.path}: is node {part['node']}'s part of a data set, whose catalogue cannot be counted here",
+                "devices have the counts that `fedpa export` writes from the whole data set",
+            )
         times = np.asarray(times, dtype=np.int64)
         shape = len(times), self.n_items
         found = ItemCounts(*(np.zeros(size, dtype=np.int64) for size in (shape, shape, shape[:1], shape[:1])))
