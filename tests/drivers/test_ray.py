@@ -106,12 +106,13 @@ def test_tables_and_downlinks_go_to_actors_and_back(made: Small, cluster: Cluste
 def test_actors_killed_at_any_moment_lose_no_round(
     made: Small, cluster: Cluster, tmp_path: Path, kills: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    draw, killed, over, out = random.Random(kills), [], threading.Event(), tmp_path / "run"
+    draw, over, out = random.Random(kills), threading.Event(), tmp_path / "run"
+    killed: list[int] = []
 
     def kill() -> None:
-        """Actors, each some time after a round, or while it loads what it needs."""
+        """Actors, each some time after a round, or while it loads what it needs; not so often that one is given up."""
         for number in range(kills):
-            wait_for_round(out, number, lambda: not over.is_set())
+            wait_for_round(out, killed[-1] + 1 if number % 4 else 0, lambda: not over.is_set())
             time.sleep(draw.uniform(0, 0.3 if number % 4 else 3))
             while not over.is_set() and not (there := actors()):
                 time.sleep(0.005)
@@ -124,13 +125,13 @@ def test_actors_killed_at_any_moment_lose_no_round(
     killer.start()
     with caplog.at_level(logging.WARNING):
         try:
-            result = run(made, out, shards=2, rounds=2 * kills + 4)
+            result = run(made, out, shards=2, rounds=4 * kills + 4)
         finally:
             over.set()
             killer.join()
     assert len(killed) == kills
     assert "died and is started anew" in caplog.text
-    assert result == run(made, tmp_path / "local", "local", rounds=2 * kills + 4)
+    assert result == run(made, tmp_path / "local", "local", rounds=4 * kills + 4)
 
 
 @pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.slow)])

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from fedpa.adaptation import Job, place_of
 from fedpa.artifacts import sha256
-from fedpa.continuing.start import Start
+from fedpa.continuing.handover import Handover
+from fedpa.continuing.start import write_start
 from fedpa.data.dataset import Dataset
+from fedpa.device import open_device
 from fedpa.errors import ArtifactError, ConfigError
 from fedpa.methods import FederatedMethod
 from fedpa.models.foundation import Foundation
@@ -17,7 +20,7 @@ from fedpa.origin import noted_path
 from fedpa.run import Run
 from fedpa.unfinished import claimed, new_room
 
-__all__ = ["continue_run"]
+__all__ = ["continue_run", "continued"]
 
 
 def continue_run(
@@ -87,6 +90,49 @@ def continue_run(
     ArtifactError
         If the foundation is another one, parameters do not fit, or `out` exists.
     """
+    model, config = continued(run, dataset, foundation, foundation_path, settings, migrate=migrate)
+    given = {
+        "driver": driver,
+        "shards": shards,
+        "address": address,
+        "deadline": deadline,
+        "device": device,
+        "keep_rounds": keep_rounds,
+    }
+    config["engine"] = _engine(run, {name: value for name, value in given.items() if value is not None})
+    method = type(cast(FederatedMethod, run.method))(
+        run.method.settings_type.checked(config["settings"], f"method {run.method.name}")
+    )
+    job = Job(Path(), config, method, model, dataset, sync=out is not None)
+    job.check()
+    adapted = method.model(model, dataset, config["seed"], open_device("cpu"))
+    handover = Handover(run, method, adapted, dataset, model, migrate=migrate)
+    target, keep = place_of(out)
+    job.room = new_room(target, overwrite=overwrite)
+    with claimed(job.room):
+        write_start(job, adapted, handover)
+        job.watch(metrics_file, metrics_port)
+        return job.run(target, progress, keep)
+
+
+def continued(
+    run: Run,
+    dataset: Dataset,
+    foundation: Foundation | None,
+    foundation_path: Path | str | None,
+    settings: Mapping[str, Any],
+    *,
+    migrate: bool,
+) -> tuple[Foundation | None, dict[str, Any]]:
+    """The foundation and the config of a run that goes on from another one; the config's engine is still the old one.
+
+    Raises
+    ------
+    ConfigError
+        If the method is no federated one, or the label another one.
+    ArtifactError
+        If the foundation is another one and is not to be migrated to, or does not fit the data set.
+    """
     if not isinstance(run.method, FederatedMethod):
         raise ConfigError(
             f"{run.path}: method {run.method.name} has no federation to go on with", "adapt anew to today's data"
@@ -99,27 +145,7 @@ def continue_run(
     model = _foundation(run, foundation, migrate)
     if model is not None:
         model.check(dataset)
-    first = int(run.history[-1]["round"])
-    config = _config(run, dataset, model, foundation_path, first, settings)
-    given = {
-        "driver": driver,
-        "shards": shards,
-        "address": address,
-        "deadline": deadline,
-        "device": device,
-        "keep_rounds": keep_rounds,
-    }
-    config["engine"] = _engine(run, {name: value for name, value in given.items() if value is not None})
-    method = type(run.method)(run.method.settings_type.checked(config["settings"], f"method {run.method.name}"))
-    job = Job(Path(), config, method, model, dataset, sync=out is not None)
-    job.check()
-    start = Start(run, job, first, migrate=migrate)
-    target, keep = place_of(out)
-    job.room = new_room(target, overwrite=overwrite)
-    with claimed(job.room):
-        start.write()
-        job.watch(metrics_file, metrics_port)
-        return job.run(target, progress, keep)
+    return model, _config(run, dataset, model, foundation_path, settings)
 
 
 def _foundation(run: Run, given: Foundation | None, migrate: bool) -> Foundation | None:
@@ -141,13 +167,12 @@ def _config(
     dataset: Dataset,
     foundation: Foundation | None,
     foundation_path: Path | str | None,
-    first: int,
-    settings: dict[str, Any],
+    settings: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The new run's ``config.yaml``, but for its engine and what became of everything."""
-    before = run.config
+    before, first = run.config, int(run.history[-1]["round"])
     earlier = before.get("continues", {}).get("first_round", 0)
-    changed = before["settings"] | settings
+    changed = before["settings"] | dict(settings)
     rounds = changed["rounds"] - (earlier if "rounds" not in settings else 0)
     if isinstance(rounds, int) and rounds >= 0:
         changed["rounds"] = first + rounds
