@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import tempfile
 import time
 from collections.abc import Mapping
@@ -36,7 +34,7 @@ from fedpa.federation.rule import AdaptedModel
 from fedpa.federation.server import Server, Upload
 from fedpa.methods import Baseline, FederatedMethod, Method, find_method
 from fedpa.models.foundation import Foundation
-from fedpa.origin import dataset_of, foundation_of, method_of, noted
+from fedpa.origin import dataset_of, foundation_of, method_of, noted, run_id
 from fedpa.progress import Advance, progress_bar
 from fedpa.run import Run
 from fedpa.telemetry.metrics import Metrics
@@ -236,7 +234,7 @@ class Job:
     @property
     def run_id(self) -> str:
         """What orders and reports of this run carry."""
-        return hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()[:16]
+        return run_id(self.config)
 
     def check(self) -> None:
         """Refuse what the drivers cannot do.

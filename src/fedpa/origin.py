@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +16,12 @@ from fedpa.models.foundation import Foundation
 from fedpa.models.wrap.source import open_foundation
 from fedpa.own_code import absolute, is_own_code
 
-__all__ = ["dataset_of", "foundation_of", "method_of", "noted", "noted_path"]
+__all__ = ["dataset_of", "foundation_of", "method_of", "noted", "noted_path", "run_id"]
+
+
+def run_id(config: Mapping[str, Any]) -> str:
+    """What orders and reports of a run carry: a hash of its ``config.yaml``."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def noted(

@@ -16,7 +16,7 @@ from fedpa.artifacts import explained, take_place
 from fedpa.durable import make_folder, replace, sync_file, sync_folder
 from fedpa.errors import ArtifactError
 
-__all__ = ["claimed", "finish", "new_room", "read_config", "room_of", "write_config"]
+__all__ = ["claimed", "finish", "is_begun", "new_room", "read_config", "room_of", "write_config"]
 
 _CONFIG, _LOCK, _SUFFIX, _CHECKPOINTS = "config.yaml", ".lock", ".unfinished", "checkpoints"
 
@@ -32,6 +32,11 @@ def _go_on(room: Path) -> str:
     return f"go on with fedpa adapt --resume {room.with_name(room.name.removesuffix(_SUFFIX))}"
 
 
+def is_begun(target: Path) -> bool:
+    """Whether an unfinished run of this name can go on."""
+    return (room_of(target) / _CONFIG).exists()
+
+
 def new_room(target: Path, *, overwrite: bool) -> Path:
     """Make the folder of a run that is to become `target`.
 
@@ -45,8 +50,7 @@ def new_room(target: Path, *, overwrite: bool) -> Path:
         raise ArtifactError(f"{target}: already exists", "choose another folder or add --overwrite")
     if target.exists() and not target.is_dir():
         raise ArtifactError(f"{target}: is a file, expected a folder to write", "choose another name")
-    begun = (room / _CONFIG).exists()
-    if begun and not overwrite:
+    if is_begun(target) and not overwrite:
         raise ArtifactError(f"{room}: an unfinished run is there", f"{_go_on(room)}; or start anew with --overwrite")
     try:
         if room.exists():

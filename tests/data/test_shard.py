@@ -21,6 +21,7 @@ from fedpa.federation.shard import Shard
 from fedpa.methods import FederatedMethod, find_method
 from fedpa.models.foundation import Foundation
 from fedpa.models.pretrain import pretrain
+from later import later
 from prepared import reading, small
 
 CPU = torch.device("cpu")
@@ -206,6 +207,32 @@ def test_a_number_of_shards_out_of_range_is_refused(parts: Divided, tmp_path: Pa
     with pytest.raises(ConfigError, match=f"shards: found {shards}, expected 1 to"):
         shard(parts.whole, tmp_path / "out", shards=shards)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_users_stay_where_they_were_and_new_ones_go_where_there_are_fewest(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    world = later(tmp_path_factory)
+    before = shard(world.first, tmp_path / "first", shards=NODES)
+    today = shard(world.today, tmp_path / "today", like=tmp_path / "first")
+    assert before.keys() == today.keys()
+    nodes = list(before)[1:]
+    homes = {user: name for name in nodes for user in ids(Dataset(before[name]), PRIVATE)}
+    sizes = []
+    for name in nodes:
+        users = ids(Dataset(today[name]), PRIVATE)
+        sizes.append(len(users))
+        assert all(homes[user] == name for user in users if user in homes)
+    assert {user for name in nodes for user in ids(Dataset(today[name]), PRIVATE)} == set(ids(world.today, PRIVATE))
+    assert max(sizes) - min(sizes) <= 1
+    with pytest.raises(ConfigError, match="either a number of shards or"):
+        shard(world.today, tmp_path / "both", shards=2, like=tmp_path / "first")
+    with pytest.raises(ArtifactError, match="holds no node-0"):
+        shard(world.today, tmp_path / "none", like=tmp_path)
+
+
+def ids(data: Dataset, side: int) -> list[int]:
+    return data.user_ids.filter(pl.Series(data.side == side)).to_list()
 
 
 def test_a_shard_is_not_divided_again(parts: Divided, tmp_path: Path) -> None:

@@ -72,11 +72,20 @@ def check(dataset: DatasetArgument, as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
-@data_verbs.command("shard", epilog=example("fedpa data shard dataset --shards 3 --out shards"))
+@data_verbs.command(
+    "shard",
+    epilog=example(
+        "fedpa data shard dataset --shards 3 --out shards", "fedpa data shard today --like shards --out shards-of-today"
+    ),
+)
 def shard(
     dataset: DatasetArgument,
-    shards: Annotated[int, typer.Option("--shards", help="Number of nodes.")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write.")],
+    shards: Annotated[int | None, typer.Option("--shards", help="Number of nodes.")] = None,
+    like: Annotated[
+        Path | None,
+        typer.Option("--like", metavar="SHARDS", help="Instead: users stay where they are in an earlier division."),
+    ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -84,7 +93,7 @@ def shard(
     from fedpa.data import shard as sharding
     from fedpa.data.dataset import load_dataset
 
-    folders = sharding.shard(load_dataset(dataset), out, shards=shards, overwrite=overwrite)
+    folders = sharding.shard(load_dataset(dataset), out, shards=shards, like=like, overwrite=overwrite)
     counts = {name: load_dataset(path).manifest["counts"] for name, path in folders.items()}
     users = {name: found["sides"]["open" if name == sharding.SERVER else "private"] for name, found in counts.items()}
     rows = {name: found["rows"] for name, found in counts.items()}

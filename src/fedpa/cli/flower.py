@@ -47,6 +47,13 @@ def new(
     foundation: Annotated[
         str, typer.Option("--foundation", metavar="FOUNDATION", help="Folder, or my_file.py:build; - for none.")
     ] = "-",
+    earlier: Annotated[
+        Path | None,
+        typer.Option("--continue", metavar="RUN", help="Go on from a finished run of Flower, with later data."),
+    ] = None,
+    migrate: Annotated[
+        bool, typer.Option("--migrate", help="With --continue: take over what still fits a new foundation or settings.")
+    ] = False,
     method: Annotated[str, typer.Option("--method", help="See `fedpa methods`.")] = "fedpa",
     preset: Annotated[str, typer.Option("--preset", help="Named settings of the method.")] = "default",
     set_: Annotated[
@@ -73,6 +80,8 @@ def new(
         "dataset": str(dataset),
         "foundation": "" if foundation == "-" else foundation,
         "out": str(out),
+        "continue": "" if earlier is None else str(earlier),
+        "migrate": migrate,
         "method": method,
         "preset": preset,
         "settings": " ".join(set_ or []),

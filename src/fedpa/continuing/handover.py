@@ -15,6 +15,7 @@ from fedpa.continuing.correspondence import Correspondence, Ints
 from fedpa.continuing.devices import Kept, carry_devices
 from fedpa.continuing.state import carry_server
 from fedpa.data.dataset import PRIVATE, Dataset
+from fedpa.device import open_device
 from fedpa.errors import ArtifactError
 from fedpa.federation.coordinator import saved_round
 from fedpa.federation.device import DeviceStore
@@ -43,8 +44,7 @@ class Handover:
     run : Run
         The earlier one.
     method : FederatedMethod
-        Of the new one.
-    model : AdaptedModel
+        Of the new one; its seed is that of the earlier one.
     dataset : Dataset
     foundation : Foundation or None
     migrate : bool
@@ -52,6 +52,8 @@ class Handover:
 
     Attributes
     ----------
+    model : AdaptedModel
+        Of the new run.
     where : Correspondence
     carried : Carried
 
@@ -67,18 +69,17 @@ class Handover:
         self,
         run: Run,
         method: FederatedMethod,
-        model: AdaptedModel,
         dataset: Dataset,
         foundation: Foundation | None,
         *,
         migrate: bool,
     ) -> None:
-        self._run, self._method, self._model = run, method, model
-        self._before = cast(FederatedMethod, run.method)
+        self._run, self._before, self._method = run, cast(FederatedMethod, run.method), method
+        self.model = method.model(foundation, dataset, run.config["seed"], open_device("cpu"))
         self.where = Correspondence.of(run.dataset, dataset)
         hashes = [None if one is None else one.hash for one in (run.foundation, foundation)]
         same = hashes[0] == hashes[1]
-        self.carried = Carried(run.model.layout, model.layout, self.where, same_foundation=same)
+        self.carried = Carried(run.model.layout, self.model.layout, self.where, same_foundation=same)
         if self.carried.dropped and not migrate:
             one = self.carried.dropped[0]
             raise ArtifactError(
@@ -95,7 +96,7 @@ class Handover:
 
     def server(self) -> Server:
         """The new run's server, with the state of the earlier one's best round."""
-        server = self._method.server(self._model.layout)
+        server = self._method.server(self.model.layout)
         carry_server(self._best(), server, self.carried)
         return server
 
@@ -122,8 +123,8 @@ class Handover:
         int
             How many users have something.
         """
-        layout, settings = self._model.layout, self._method.settings
-        touched = _touched(self._model, settings, lambda: node.rows(tally()))
+        layout, settings = self.model.layout, self._method.settings
+        touched = _touched(self.model, settings, lambda: node.rows(tally()))
         store = DeviceStore.create(node.folder, layout, touched, len(node.users), settings, sync=node.sync)
         store.about = node.about()
         return carry_devices(self._kept, Kept(layout, settings, store, touched), self.carried, places, state, number)

@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from fedpa.adaptation import Job, place_of
 from fedpa.artifacts import sha256
 from fedpa.continuing.handover import Handover
 from fedpa.continuing.start import write_start
 from fedpa.data.dataset import Dataset
-from fedpa.device import open_device
 from fedpa.errors import ArtifactError, ConfigError
 from fedpa.methods import FederatedMethod
 from fedpa.models.foundation import Foundation
-from fedpa.origin import noted_path
+from fedpa.origin import noted_path, run_id
 from fedpa.run import Run
 from fedpa.unfinished import claimed, new_room
 
@@ -90,7 +89,7 @@ def continue_run(
     ArtifactError
         If the foundation is another one, parameters do not fit, or `out` exists.
     """
-    model, config = continued(run, dataset, foundation, foundation_path, settings, migrate=migrate)
+    method, foundation, config = continued(run, dataset, foundation, foundation_path, settings, migrate=migrate)
     given = {
         "driver": driver,
         "shards": shards,
@@ -100,17 +99,13 @@ def continue_run(
         "keep_rounds": keep_rounds,
     }
     config["engine"] = _engine(run, {name: value for name, value in given.items() if value is not None})
-    method = type(cast(FederatedMethod, run.method))(
-        run.method.settings_type.checked(config["settings"], f"method {run.method.name}")
-    )
-    job = Job(Path(), config, method, model, dataset, sync=out is not None)
+    job = Job(Path(), config, method, foundation, dataset, sync=out is not None)
     job.check()
-    adapted = method.model(model, dataset, config["seed"], open_device("cpu"))
-    handover = Handover(run, method, adapted, dataset, model, migrate=migrate)
+    handover = Handover(run, method, dataset, foundation, migrate=migrate)
     target, keep = place_of(out)
     job.room = new_room(target, overwrite=overwrite)
     with claimed(job.room):
-        write_start(job, adapted, handover)
+        write_start(job, handover)
         job.watch(metrics_file, metrics_port)
         return job.run(target, progress, keep)
 
@@ -123,13 +118,13 @@ def continued(
     settings: Mapping[str, Any],
     *,
     migrate: bool,
-) -> tuple[Foundation | None, dict[str, Any]]:
-    """The foundation and the config of a run that goes on from another one; the config's engine is still the old one.
+) -> tuple[FederatedMethod, Foundation | None, dict[str, Any]]:
+    """Method, foundation and config of a run that goes on from another one; the config's engine is still the old one.
 
     Raises
     ------
     ConfigError
-        If the method is no federated one, or the label another one.
+        If the method is no federated one, the label another one, or a setting invalid.
     ArtifactError
         If the foundation is another one and is not to be migrated to, or does not fit the data set.
     """
@@ -142,10 +137,12 @@ def continued(
             f"{dataset.path}: its label is {dataset.label_name!r}, the run's {run.config['label']!r}",
             "prepare today's data --like the run's data set",
         )
-    model = _foundation(run, foundation, migrate)
-    if model is not None:
-        model.check(dataset)
-    return model, _config(run, dataset, model, foundation_path, settings)
+    found = _foundation(run, foundation, migrate)
+    if found is not None:
+        found.check(dataset)
+    config = _config(run, dataset, found, foundation_path, settings)
+    checked = run.method.settings_type.checked(config["settings"], f"method {run.method.name}")
+    return type(run.method)(checked), found, config
 
 
 def _foundation(run: Run, given: Foundation | None, migrate: bool) -> Foundation | None:
@@ -187,6 +184,7 @@ def _config(
         "fedpa": version("fedpa"),
         "continues": {
             "run": str(run.path.resolve()),
+            "id": run_id(before),
             "best_round": run.summary["best_round"],
             "hash": sha256(run.path / "shared.safetensors"),
             "first_round": first,

@@ -11,7 +11,6 @@ from fedpa.continuing.handover import Handover
 from fedpa.drivers.local import LocalDriver
 from fedpa.federation.coordinator import Coordinator
 from fedpa.federation.node import Node
-from fedpa.federation.rule import AdaptedModel
 from fedpa.federation.server import Server
 from fedpa.federation.tally import Tally
 from fedpa.methods import FederatedMethod
@@ -20,10 +19,11 @@ from fedpa.unfinished import write_config
 __all__ = ["write_start", "write_start_of_server"]
 
 
-def write_start(job: Job, model: AdaptedModel, handover: Handover) -> None:
+def write_start(job: Job, handover: Handover) -> None:
     """Fill the folder of a run whose nodes share its disk: what devices keep, the server's state, what the run is."""
-    known: dict[str, Any] = {"method": job.method, "model": model, "dataset": job.dataset}
-    nodes = [job.plan.node(index, foundation=job.foundation, **known) for index in range(job.plan.shards)]
+    known: dict[str, Any] = {"method": job.method, "model": handover.model}
+    known |= {"dataset": job.dataset, "foundation": job.foundation}
+    nodes = [job.plan.node(index, **known) for index in range(job.plan.shards)]
     server = handover.server()
 
     @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,10 +12,10 @@ import polars as pl
 from numpy.typing import NDArray
 
 from fedpa.artifacts import publish
-from fedpa.data.dataset import OPEN, PRIVATE, Dataset, Part
+from fedpa.data.dataset import OPEN, PRIVATE, Dataset, Part, load_dataset
 from fedpa.data.derive import row_facts, write_derived_manifest, write_rows
 from fedpa.data.encode import Numeric, from_json
-from fedpa.errors import ConfigError
+from fedpa.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
     from fedpa.federation.parameters import Layout
@@ -109,12 +110,20 @@ def check_sharded(dataset: Dataset, layout: Layout) -> None:
         )
 
 
-def shard(dataset: Dataset, out: Path | str, *, shards: int, overwrite: bool = False) -> dict[str, Path]:
+def shard(
+    dataset: Dataset,
+    out: Path | str,
+    *,
+    shards: int | None = None,
+    like: Path | str | None = None,
+    overwrite: bool = False,
+) -> dict[str, Path]:
     """Write a folder for the server and one for each node; each is a data set folder of its own.
 
-    A node's private users are a contiguous range of all private users in the order of their ids, as even as can be, and
-    all rows of these. The counts that its rows hold were taken before, so that of open users it needs two rows alone:
-    their first and last in time, which bound the periods of item counts (`fedpa.federation.tally.Tally`). A node trains
+    A node has private users with all their rows: a contiguous range of all private users in the order of their ids, as
+    even as can be. With `like`, users stay on the nodes that they were on, and each new one goes to the node that has
+    the fewest. The counts that its rows hold were taken before, so that of open users it needs two rows alone: their
+    first and last in time, which bound the periods of item counts (`fedpa.federation.tally.Tally`). A node trains
     and scores its users' rows with them to the bit as the whole data set does; it cannot count the catalogue anew, as
     `recommend` does: for that devices have the counts that `fedpa export` writes. The server's folder has the open
     users with their rows and not one private user. Items, codes, groups and encoders are in every folder. Cold users,
@@ -125,8 +134,10 @@ def shard(dataset: Dataset, out: Path | str, *, shards: int, overwrite: bool = F
     dataset : Dataset
     out : Path
         Folder to write: ``server``, ``node-0``, ``node-1`` and so on. It appears when it is complete.
-    shards : int
+    shards : int, optional
         Number of nodes, from 1 to the number of private users.
+    like : path, optional
+        What this function wrote of an earlier data set, instead of `shards`.
     overwrite : bool
         Replace `out` if it exists.
 
@@ -138,17 +149,23 @@ def shard(dataset: Dataset, out: Path | str, *, shards: int, overwrite: bool = F
     Raises
     ------
     ConfigError
-        If `shards` is out of range, or the data set is a shard already.
+        If `shards` is out of range, or the data set is a shard already, or not one of `shards` and `like` is given.
     ArtifactError
-        If `out` exists or cannot be written.
+        If `out` exists or cannot be written, or `like` is not what it must be.
     """
     if shard_facts(dataset) is not None:
         raise ConfigError(f"{dataset.path}: is a shard of a data set already", "divide the data set it was made from")
     private = np.flatnonzero(dataset.side == PRIVATE)
-    if not 1 <= shards <= len(private):
+    if (shards is None) == (like is None):
+        raise ConfigError("expected either a number of shards or the shards of an earlier data set")
+    if like is not None:
+        parts = _as_before(dataset, private, Path(like))
+    elif shards is not None and 1 <= shards <= len(private):
+        parts = np.array_split(private, shards)
+    else:
         raise ConfigError(f"shards: found {shards}, expected 1 to {len(private):,}, the number of private users")
     out = Path(out)
-    facts = {"source": dataset.hash, "shards": shards, "private_users": len(private)}
+    facts = {"source": dataset.hash, "shards": len(parts), "private_users": len(private)}
     tables = _read(dataset)
     opened = dataset.rows(Part.FOUNDATION, Part.FOUNDATION_VAL)
     time = dataset.time[opened]
@@ -157,13 +174,35 @@ def shard(dataset: Dataset, out: Path | str, *, shards: int, overwrite: bool = F
         users = np.flatnonzero(dataset.side == OPEN)
         rows = np.flatnonzero(dataset.side[dataset.user] == OPEN)
         _write(dataset, tables, room / SERVER, users, rows, facts | {"node": None}, "open users alone: for a server")
-        for node, own in enumerate(np.array_split(private, shards)):
+        for node, own in enumerate(parts):
             rows = _rows_of(dataset, own)
             users = np.union1d(own, dataset.user[ends])
             note = "some private users, and two rows of open ones: for a node"
             here = facts | {"node": node}
             _write(dataset, tables, room / node_folder(node), users, np.union1d(rows, ends), here, note)
-    return {name: out / name for name in (SERVER, *map(node_folder, range(shards)))}
+    return {name: out / name for name in (SERVER, *map(node_folder, range(len(parts))))}
+
+
+def _as_before(dataset: Dataset, private: Ints, like: Path) -> list[Ints]:
+    """Users of each node, ascending: those whom it had in `like` and are still private, and some of the new ones."""
+    if not (like / node_folder(0)).is_dir():
+        raise ArtifactError(f"{like}: holds no {node_folder(0)}", "name the folder that `fedpa data shard` wrote")
+    ids, nodes = dataset.user_ids.gather(private), 0
+    home = np.full(len(private), -1)
+    while (folder := like / node_folder(nodes)).is_dir():
+        earlier = load_dataset(folder)
+        if shard_facts(earlier) is None:
+            raise ArtifactError(f"{folder}: is not a part of a data set", "name what `fedpa data shard` wrote")
+        known = earlier.user_ids.filter(pl.Series(earlier.side == PRIVATE))
+        home[ids.is_in(known.implode()).to_numpy()] = nodes
+        nodes += 1
+    sizes = [(int(np.count_nonzero(home == node)), node) for node in range(nodes)]
+    heapq.heapify(sizes)
+    for place in np.flatnonzero(home < 0):
+        users, node = sizes[0]
+        home[place] = node
+        heapq.heapreplace(sizes, (users + 1, node))
+    return [private[home == node] for node in range(nodes)]
 
 
 def _rows_of(dataset: Dataset, users: Ints) -> Ints:

@@ -94,7 +94,15 @@ class Desk:
         return cls(**(given | {"store": Path(given["store"])}))  # type: ignore[arg-type]
 
     def target(self, run: str) -> Path:
-        """The folder of a finished run."""
+        """The folder of a finished run, whose id may come from a server.
+
+        Raises
+        ------
+        Refused
+            If it is no id.
+        """
+        if not _RUN.fullmatch(run):
+            raise Refused("run", "expected the id of a run")
         return self.store / run
 
     def room(self, run: str) -> Path:

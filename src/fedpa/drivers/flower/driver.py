@@ -55,6 +55,8 @@ class Terms:
         A round begins when so many nodes are ready.
     deadline : float
         Seconds that a node has for its part of a round.
+    begin : tuple of Message
+        What nodes are told beside everybody's item counts when they start.
     """
 
     run: str
@@ -65,6 +67,7 @@ class Terms:
     room: Path
     least: int
     deadline: float
+    begin: tuple[Message, ...] = ()
 
 
 class FlowerDriver:
@@ -99,8 +102,8 @@ class FlowerDriver:
 
     def start(self) -> dict[int, list[int]]:
         """Wait for enough nodes, sum their item counts, and have them ready; the generations that each holds."""
-        if self._terms.settings.item_counts:
-            self._members.total = (self._saved_tally() or self._counted(),)
+        total = (self._saved_tally() or self._counted(),) if self._terms.settings.item_counts else ()
+        self._members.told = (*total, *self._terms.begin)
         self._members.muster("start")
         self._current = self._members.ready
         return {node: self._members.held(node) for node in self._current}

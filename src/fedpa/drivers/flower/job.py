@@ -10,11 +10,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from flwr.serverapp import Grid
 
 from fedpa.adaptation import Job
+from fedpa.continuing.handover import Handover
+from fedpa.continuing.run import continued
+from fedpa.continuing.start import write_start_of_server
 from fedpa.data.dataset import Dataset, load_dataset
 from fedpa.data.shard import check_sharded, shard_facts
 from fedpa.device import open_device
@@ -22,22 +25,27 @@ from fedpa.drivers.flower.driver import FlowerDriver, Terms
 from fedpa.drivers.flower.options import Options
 from fedpa.drivers.flower.post import Post
 from fedpa.errors import ArtifactError, ConfigError
-from fedpa.federation.coordinator import Outcome, check_kept
+from fedpa.federation.coordinator import Outcome
 from fedpa.federation.device import gather, node_generations
+from fedpa.federation.form import Message
+from fedpa.federation.kept import load_message, save_message
 from fedpa.federation.order import Base, Order
 from fedpa.federation.rows import ShardRows
 from fedpa.federation.rule import AdaptedModel
 from fedpa.federation.shard import Shard
-from fedpa.methods import FederatedMethod, Method, find_method
+from fedpa.federation.wire import pack_order
+from fedpa.methods import FederatedMethod, find_method
 from fedpa.models.foundation import Foundation
 from fedpa.models.wrap.source import open_foundation
 from fedpa.origin import noted
-from fedpa.unfinished import claimed, new_room, read_config, room_of, write_config
+from fedpa.run import Run, load_run
+from fedpa.unfinished import claimed, is_begun, new_room, read_config, room_of, write_config
 
 __all__ = ["FlowerJob", "run_on_nodes"]
 
 _log = logging.getLogger(__name__)
 _WAIT_SECONDS = 30.0
+_BEGIN = "begin.safetensors"
 _SAME = ("method", "preset", "seed", "settings", "label", "dataset", "foundation")
 
 
@@ -51,43 +59,59 @@ def run_on_nodes(grid: Grid, options: Options) -> None:
     ArtifactError
         If a folder is missing or does not fit, or another run has the name of this one.
     """
-    check_kept(options.keep_rounds)
     dataset = load_dataset(options.dataset)
-    foundation = None if options.foundation is None else open_foundation(options.foundation)
-    method = find_method(options.method).configured(options.preset, options.settings, foundation)
-    _check(method, foundation, dataset)
-    config = _config(options, method, foundation, dataset)
+    earlier = None if options.earlier is None else load_run(options.earlier)
+    method, foundation, config = _anew(options, dataset) if earlier is None else _later(options, dataset, earlier)
     target, room = options.out, room_of(options.out)
     if not options.overwrite and target.is_dir():
         _agree(read_config(target), config, target)
         _log.info("%s: is finished already", target)
         return
-    if not options.overwrite and room.is_dir():
-        noted = read_config(room)
-        _agree(noted, config, room)
-        config = noted
+    begun = is_begun(target) and not options.overwrite
+    if begun:
+        before = read_config(room)
+        _agree(before, config, room)
+        config = before
     else:
-        write_config(new_room(target, overwrite=options.overwrite), config)
+        new_room(target, overwrite=options.overwrite)
     job = FlowerJob(room, config, method, foundation, dataset, grid=grid, options=options)
     with _alone(room):
+        if not begun:
+            job.write_start(earlier)
         job.watch(options.metrics_file, options.metrics_port)
         job.run(target, progress=False)
     _log.info("%s: is finished", target)
 
 
-def _check(method: Method, foundation: Foundation | None, dataset: Dataset) -> None:
+_Origin = tuple[FederatedMethod, Foundation | None, dict[str, Any]]
+
+
+def _anew(options: Options, dataset: Dataset) -> _Origin:
+    """Method, foundation and config of a run that begins with a foundation."""
+    foundation = None if options.foundation is None else open_foundation(options.foundation)
+    method = find_method(options.method).configured(options.preset, options.settings, foundation)
     if not isinstance(method, FederatedMethod):
         raise ConfigError(f"method {method.name}: has no federation, so there is nothing for nodes to do")
     if foundation is None and method.reads_foundation:
         raise ConfigError(f"method {method.name}: needs a foundation", "name its folder in the run config")
     if foundation is not None:
         foundation.check(dataset)
+    config = noted(options.method, options.preset, options.seed, method, dataset, foundation, options.foundation)
+    return method, foundation, config | _engine(options)
 
 
-def _config(options: Options, method: Method, foundation: Foundation | None, dataset: Dataset) -> dict[str, Any]:
-    """What ``config.yaml`` of a new run says."""
-    origin = noted(options.method, options.preset, options.seed, method, dataset, foundation, options.foundation)
-    return origin | {
+def _later(options: Options, dataset: Dataset, earlier: Run) -> _Origin:
+    """Method, foundation and config of a run that goes on from an earlier one."""
+    given = None if options.foundation is None else open_foundation(options.foundation)
+    method, foundation, config = continued(
+        earlier, dataset, given, options.foundation, options.settings, migrate=options.migrate
+    )
+    return method, foundation, config | _engine(options)
+
+
+def _engine(options: Options) -> dict[str, Any]:
+    """How rounds are run, for ``config.yaml`` of a new run."""
+    return {
         "engine": {
             "driver": "flower",
             "shards": 1,
@@ -100,11 +124,13 @@ def _config(options: Options, method: Method, foundation: Foundation | None, dat
     }
 
 
-def _agree(noted: dict[str, Any], config: dict[str, Any], where: Path) -> None:
+def _agree(before: dict[str, Any], config: dict[str, Any], where: Path) -> None:
     """Refuse to go on with a run of another config."""
-    differs = [key for key in _SAME if noted[key] != config[key] and key not in ("dataset", "foundation")]
-    differs += [key for key in ("dataset", "foundation") if _hash(noted[key]) != _hash(config[key])]
-    if noted["engine"].get("secure", False) != config["engine"]["secure"]:
+    differs = [key for key in _SAME if before[key] != config[key] and key not in ("dataset", "foundation")]
+    differs += [key for key in ("dataset", "foundation") if _hash(before[key]) != _hash(config[key])]
+    if before.get("continues", {}).get("id") != config.get("continues", {}).get("id"):
+        differs.append("earlier run (continue)")
+    if before["engine"].get("secure", False) != config["engine"]["secure"]:
         differs.append("answer to whether sums are secure")
     if differs:
         raise ArtifactError(
@@ -113,8 +139,8 @@ def _agree(noted: dict[str, Any], config: dict[str, Any], where: Path) -> None:
         )
 
 
-def _hash(noted: dict[str, Any] | None) -> str | None:
-    return None if noted is None else noted["hash"]
+def _hash(origin: dict[str, Any] | None) -> str | None:
+    return None if origin is None else origin["hash"]
 
 
 @contextlib.contextmanager
@@ -147,6 +173,21 @@ class FlowerJob(Job):
     grid: Grid | None = None
     options: Options | None = None
 
+    def write_start(self, earlier: Run | None) -> None:
+        """Write what the run is and, if it goes on from an earlier one, the server's state that it begins with."""
+        if earlier is None:
+            write_config(self.room, self.config)
+            return
+        assert self.options is not None
+        method = cast(FederatedMethod, self.method)
+        handover = Handover(earlier, method, self.dataset, self.foundation, migrate=self.options.migrate)
+        server = handover.server()
+        facts = handover.facts()  # what became of users is known to their nodes
+        self.config["continues"] |= {key: facts[key] for key in ("items", "dropped", "began")}
+        order = Order(self.run_id, self.config["continues"]["first_round"] + 1, tuple(server.state), train=False)
+        save_message(self.room / _BEGIN, pack_order(handover.model.layout, order))
+        write_start_of_server(self, server, [])
+
     def _federated(self, method: FederatedMethod, progress: bool) -> dict[str, Any]:
         assert self.options is not None
         place = open_device(self.config["engine"]["device"])
@@ -168,6 +209,11 @@ class FlowerJob(Job):
         told["foundation"] = None if foundation is None else {"hash": foundation["hash"]}
         told["source"] = None if facts is None else facts.source
         told["secure"] = self.options.secure
+        begin: tuple[Message, ...] = ()
+        if "continues" in self.config:
+            told["continues"] = {"id": self.config["continues"]["id"], "migrate": self.options.migrate}
+            told["continues"]["first_round"] = self.config["continues"]["first_round"]
+            begin = (load_message(self.room / _BEGIN),)
         terms = Terms(
             run=self.run_id,
             config=told,
@@ -177,6 +223,7 @@ class FlowerJob(Job):
             room=self.room,
             least=self.options.least,
             deadline=self.options.deadline,
+            begin=begin,
         )
         post = Post(self.grid, ttl=max(60.0, 2 * self.options.deadline))
         if not self.options.secure:

@@ -38,8 +38,8 @@ class Members:
 
     Attributes
     ----------
-    total : tuple of Message
-        Everybody's item counts, for those who start; empty where there are none.
+    told : tuple of Message
+        What those who start are told beside the config: everybody's item counts, where there are some.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Members:
     ) -> None:
         self._post, self._roll, self._run, self._config = post, roll, run, dict(config)
         self._least, self._deadline = least, deadline
-        self.total: tuple[Message, ...] = ()
+        self.told: tuple[Message, ...] = ()
         self._flower: dict[int, int] = {}
         self._done: dict[str, dict[int, Letter]] = {"prepare": {}, "start": {}}
         self._unfit: dict[int, str] = {}  # and when they were started
@@ -128,7 +128,7 @@ class Members:
             for flower, seen in self._post.online().items()
             if flower not in done and flower not in waiting and self._unfit.get(flower) != seen.since
         ]
-        parts = self.total if kind == "start" else ()
+        parts = self.told if kind == "start" else ()
         letters = {
             seen.flower: self.letter(kind, self._roll.number(seen), {"config": self._config}, parts) for seen in fresh
         }

@@ -16,6 +16,8 @@ DEFAULTS: dict[str, str | int | float | bool] = {
     "dataset": "",
     "foundation": "",
     "out": "",
+    "continue": "",
+    "migrate": False,
     "method": "fedpa",
     "preset": "default",
     "settings": "",
@@ -50,6 +52,10 @@ class Options:
         The server's data set, and the folder of the run to write.
     foundation : str or None
         Folder, or ``my_file.py:build``.
+    earlier : Path or None
+        A finished run to go on from, whose method, preset and seed this one has.
+    migrate : bool
+        Take over what fits another foundation or other settings.
     method, preset : str
     settings : dict
         Over the preset.
@@ -76,6 +82,8 @@ class Options:
     dataset: Path
     out: Path
     foundation: str | None
+    earlier: Path | None
+    migrate: bool
     method: str
     preset: str
     settings: dict[str, Any]
@@ -121,6 +129,13 @@ class Options:
                 f"run config: secure=true with min-nodes={found['min-nodes']}, expected {_FEWEST_SECURE} or more, "
                 "since with few nodes a sum says too much of each"
             )
+        for key in ("method", "preset", "seed"):
+            if found["continue"] and found[key] != DEFAULTS[key]:
+                raise ConfigError(
+                    f"run config: {key} is {found[key]!r}, but a run goes on with its own", "leave it out"
+                )
+        if found["migrate"] and not found["continue"]:
+            raise ConfigError("run config: migrate is for runs that go on", 'add continue="RUN"')
         if found["log"] not in ("text", "json"):
             raise ConfigError(f"run config: log is {found['log']!r}, expected text or json")
         settings = parse_assignments(shlex.split(found["settings"]))
@@ -128,6 +143,8 @@ class Options:
             dataset=Path(found["dataset"]),
             out=Path(found["out"]),
             foundation=found["foundation"] or None,
+            earlier=Path(found["continue"]) if found["continue"] else None,
+            migrate=found["migrate"],
             method=found["method"],
             preset=found["preset"],
             settings=settings | ({"rounds": found["rounds"]} if found["rounds"] else {}),

@@ -34,7 +34,7 @@ clientapp = "fedpa.drivers.flower.client:app"
 
 [tool.flwr.app.config]
 """
-_PATHS = ("dataset", "out", "metrics-file")
+_PATHS = ("dataset", "out", "continue", "metrics-file")
 
 
 def new_project(

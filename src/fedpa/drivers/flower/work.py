@@ -11,6 +11,7 @@ from fedpa.data.dataset import load_dataset
 from fedpa.data.shard import shard_facts
 from fedpa.device import open_device
 from fedpa.drivers.flower.desk import Desk, Handler, Unfit
+from fedpa.drivers.flower.handed import take_over
 from fedpa.drivers.flower.letter import UNSTARTED, Letter
 from fedpa.drivers.flower.prepared import PreparedNode
 from fedpa.durable import replace
@@ -46,11 +47,15 @@ def start(desk: Desk, letter: Letter) -> Letter:
     if target.is_dir() and not room.exists():
         target.rename(room)  # the server goes on with a run that this node took for finished
     room.mkdir(parents=True, exist_ok=True)
-    if letter.parts:
-        save_message(room / TALLY, letter.parts[0])
+    parts = {header.get("kind"): (header, arrays) for header, arrays in letter.parts}
+    if "tally" in parts:
+        save_message(room / TALLY, parts["tally"])
     node = _node(desk, config, letter.head)
     node.forget_rows()
-    held = node.start(_tally(room, run, node))
+    tally = _tally(room, run, node)
+    if "continues" in config:
+        config["continues"] |= take_over(desk, node, config["continues"], parts.get("order"), tally)
+    held = node.start(tally)
     write_config(room, config)
     return Letter("start", {"users": len(node.users), "held": held})
 
@@ -90,6 +95,7 @@ def finish_(desk: Desk, letter: Letter) -> Letter:
         "preset": config["preset"],
         "seed": config["seed"],
         "private_users": len(node.users),
+        **({"continues": config["continues"]} if "continues" in config else {}),
     }
     replace(room / "summary.json", to_json(summary).encode())
     finish(room, target, sync=True)
@@ -131,7 +137,7 @@ def _config(desk: Desk, letter: Letter) -> dict[str, Any]:
     if dataset.label_name != config["label"]:
         raise Unfit(f"its data set has the label {dataset.label_name}, the run is for {config['label']}")
     return {
-        **{key: config[key] for key in ("preset", "seed", "settings", "label", "fedpa")},
+        **{key: config[key] for key in ("preset", "seed", "settings", "label", "fedpa", "continues") if key in config},
         "method": _method(desk, config["method"]),
         "dataset": {"path": str(dataset.path.resolve()), "hash": dataset.hash},
         "foundation": here,
