@@ -319,7 +319,7 @@ def _labels_and_scores(found: Run) -> tuple[Any, Any]:
         ({"keep_rounds": 1}, "keep_rounds: expected 2 or more, found 1"),
         ({"driver": "rey"}, "driver .rey.: expected one of local, ray"),
         ({"shards": 0}, "shards: expected 1 to"),
-        ({"deadline": 3.0}, "are for nodes elsewhere"),
+        ({"deadline": 3.0, "threads": 2}, "deadline, threads: for shards on Ray alone"),
         ({"lr": float("nan")}, "setting 'lr'"),
     ],
 )

@@ -61,6 +61,7 @@ def adapt(
     shards: int = 1,
     address: str | None = None,
     deadline: float | None = None,
+    threads: int | None = None,
     keep_rounds: int = 2,
     metrics_file: Path | None = None,
     metrics_port: int | None = None,
@@ -99,6 +100,8 @@ def adapt(
         Of a Ray cluster that is there already; by default Ray is started on this machine.
     deadline : float, optional
         Seconds that a shard on Ray has for its part of a round, after which the round goes on without it.
+    threads : int, optional
+        That each shard on Ray computes on; by default one.
     keep_rounds : int
         How many of the last rounds can be gone back to, beside the best one; at least 2.
     metrics_file, metrics_port : path, int, optional
@@ -132,6 +135,7 @@ def adapt(
             "shards": shards,
             "address": address,
             "deadline": deadline,
+            "threads": threads,
             "device": device,
             "keep_rounds": keep_rounds,
         },
@@ -256,8 +260,9 @@ class Job:
         check_kept(engine["keep_rounds"])
         if isinstance(self.method, Baseline) and (driver != "local" or shards != 1):
             raise ConfigError(f"method {self.method.name}: has no federation, so there is nothing to divide")
-        if driver == "local" and (engine["address"] or engine["deadline"]):
-            raise ConfigError("address and deadline: are for nodes elsewhere", "leave them out or choose driver ray")
+        given = [name for name in ("address", "deadline", "threads") if engine[name] is not None]
+        if driver == "local" and given:
+            raise ConfigError(f"{', '.join(given)}: for shards on Ray alone", "leave it out or choose driver ray")
         if driver != "local" and self.foundation is not None and self.config["foundation"]["path"] is None:
             raise ConfigError("the foundation was never saved, and other processes have to load it", "save it first")
 
@@ -345,7 +350,8 @@ class Job:
             from fedpa.drivers.ray import RayDriver
 
             engine = self.config["engine"]
-            return RayDriver(plan, address=engine["address"], deadline=engine["deadline"])
+            threads = 1 if engine["threads"] is None else engine["threads"]
+            return RayDriver(plan, address=engine["address"], deadline=engine["deadline"], threads=threads)
         known: dict[str, Any] = {"dataset": self.dataset, "foundation": self.foundation, "model": model}
         known["method"] = self.method
         return LocalDriver([plan.node(index, **known) for index in range(plan.shards)])

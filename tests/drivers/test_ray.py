@@ -21,6 +21,7 @@ import pytest
 import torch
 
 from fedpa.adaptation import adapt, resume
+from fedpa.continuing.run import continue_run
 from fedpa.drivers.driver import Plan
 from fedpa.drivers.local import LocalDriver
 from fedpa.drivers.ray import RayDriver
@@ -30,6 +31,7 @@ from fedpa.errors import ArtifactError, ConfigError, FedpaError
 from fedpa.federation.order import Base, Order
 from fedpa.federation.server import Server
 from fedpa.methods import FederatedMethod, find_method
+from fedpa.run import load_run
 from fedpa.unfinished import room_of
 from on_ray import SETTINGS, actors, found, last_round, remove_room_of, run, started, wait_for_round
 from prepared import Small, small
@@ -87,6 +89,22 @@ def test_shards_on_ray_give_the_bytes_of_one_process(
     made: Small, cluster: Cluster, expected: dict[str, Any], tmp_path: Path, shards: int
 ) -> None:
     assert run(made, tmp_path / "run", shards=shards) == expected
+
+
+@pytest.mark.slow
+def test_actors_compute_on_several_threads(
+    made: Small, cluster: Cluster, expected: dict[str, Any], tmp_path: Path
+) -> None:
+    assert run(made, tmp_path / "run", shards=2, threads=2) == expected
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_later_data_on_ray(made: Small, cluster: Cluster, tmp_path: Path) -> None:
+    run(made, tmp_path / "run", "local")
+    for driver in ("local", "ray"):
+        options: dict[str, Any] = {"driver": driver, "shards": 3, "rounds": 2, "lr": 0.3}
+        continue_run(load_run(tmp_path / "run"), made.dataset, out=tmp_path / driver, **options)
+    assert found(tmp_path / "ray") == found(tmp_path / "local")
 
 
 @pytest.mark.slow

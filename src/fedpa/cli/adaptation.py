@@ -89,6 +89,9 @@ def adapt(
     deadline: Annotated[
         float | None, typer.Option("--deadline", help="Seconds after which a round goes on without a late shard.")
     ] = None,
+    threads: Annotated[
+        int | None, typer.Option("--threads", help="Threads that each shard on Ray computes on; by default one.")
+    ] = None,
     keep_rounds: Annotated[
         int, typer.Option("--keep-rounds", help="How many last rounds can be gone back to, beside the best.")
     ] = 2,
@@ -136,6 +139,7 @@ def adapt(
         shards=shards,
         address=address,
         deadline=deadline,
+        threads=threads,
         keep_rounds=keep_rounds,
         metrics_file=metrics_file,
         metrics_port=metrics_port,

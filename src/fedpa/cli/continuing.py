@@ -29,7 +29,8 @@ __all__ = ["continued", "verbs"]
 verbs = typer.Typer()
 _OF_THE_RUN = ("method", "preset", "seed")
 _PASSED_ON = (
-    "driver", "shards", "address", "deadline", "device", "keep_rounds", "metrics_file", "metrics_port", "overwrite",
+    "driver", "shards", "address", "deadline", "threads", "device", "keep_rounds", "metrics_file", "metrics_port",
+    "overwrite",
 )  # fmt: skip
 
 

@@ -34,6 +34,7 @@ def continue_run(
     shards: int | None = None,
     address: str | None = None,
     deadline: float | None = None,
+    threads: int | None = None,
     device: str | None = None,
     keep_rounds: int | None = None,
     metrics_file: Path | None = None,
@@ -64,7 +65,7 @@ def continue_run(
     migrate : bool
         Take over what still fits another foundation or other settings, and note the rest as ``dropped``. What is taken
         over is each parameter's change from where it began; moments of optimisers are not, with another foundation.
-    driver, shards, address, deadline, device, keep_rounds : optional
+    driver, shards, address, deadline, threads, device, keep_rounds : optional
         As for `fedpa.adapt`; by default those of the run.
     metrics_file, metrics_port : optional
         As for `fedpa.adapt`.
@@ -95,6 +96,7 @@ def continue_run(
         "shards": shards,
         "address": address,
         "deadline": deadline,
+        "threads": threads,
         "device": device,
         "keep_rounds": keep_rounds,
     }
@@ -194,8 +196,9 @@ def _config(
 
 def _engine(run: Run, given: dict[str, Any]) -> dict[str, Any]:
     """How rounds are run: as given, else as before."""
-    engine = {"driver": "local", "shards": 1, "address": None, "deadline": None, "device": "cpu", "keep_rounds": 2}
-    engine |= run.config.get("engine", {})
+    elsewhere = {"address": None, "deadline": None, "threads": None}
+    engine = {"driver": "local", "shards": 1, **elsewhere, "device": "cpu", "keep_rounds": 2}
+    engine |= {name: value for name, value in run.config.get("engine", {}).items() if name in engine}
     if "driver" in given and given["driver"] != engine["driver"]:
-        engine |= {"address": None, "deadline": None}
+        engine |= elsewhere
     return engine | given
