@@ -187,6 +187,8 @@ def resume(
         found = "the run is finished" if target.is_dir() else "there is no such run"
         raise ArtifactError(f"{target}: nothing to resume, {found}", f"an unfinished run is a folder {room.name}")
     config = read_config(room)
+    if config.get("engine", {}).get("driver") == "flower":
+        raise ArtifactError(f"{room}: is a run on Flower", "start it with `flwr run` again, and it goes on")
     method, data = method_of(config, room), dataset_of(config, dataset)
     foundation = foundation_of(config, room, foundation, "resume")
     job = Job(room, config, method, foundation, data)
@@ -263,6 +265,10 @@ class Job:
         given = [name for name in ("address", "deadline", "threads") if engine[name] is not None]
         if driver == "local" and given:
             raise ConfigError(f"{', '.join(given)}: for shards on Ray alone", "leave it out or choose driver ray")
+        if driver == "ray":
+            from fedpa.drivers.ray import check_options
+
+            check_options(engine["deadline"], engine["threads"])
         if driver != "local" and self.foundation is not None and self.config["foundation"]["path"] is None:
             raise ConfigError("the foundation was never saved, and other processes have to load it", "save it first")
 
@@ -350,8 +356,8 @@ class Job:
             from fedpa.drivers.ray import RayDriver
 
             engine = self.config["engine"]
-            threads = 1 if engine["threads"] is None else engine["threads"]
-            return RayDriver(plan, address=engine["address"], deadline=engine["deadline"], threads=threads)
+            chosen = {name: engine[name] for name in ("address", "deadline", "threads") if engine[name] is not None}
+            return RayDriver(plan, **chosen)
         known: dict[str, Any] = {"dataset": self.dataset, "foundation": self.foundation, "model": model}
         known["method"] = self.method
         return LocalDriver([plan.node(index, **known) for index in range(plan.shards)])

@@ -29,6 +29,9 @@ def room_of(target: Path) -> Path:
 
 
 def _go_on(room: Path) -> str:
+    with contextlib.suppress(ArtifactError):
+        if read_config(room).get("engine", {}).get("driver") == "flower":
+            return "go on with flwr run, as it was started"
     return f"go on with fedpa adapt --resume {room.with_name(room.name.removesuffix(_SUFFIX))}"
 
 
@@ -94,10 +97,12 @@ def claimed(room: Path) -> Iterator[None]:
         os.close(file)
 
 
-def write_config(room: Path, config: dict[str, Any]) -> None:
-    """Note what is adapted to what, and how."""
-    # Its name and the folder's are on the disk before the first round is: Generations sync the folders above them.
-    replace(room / _CONFIG, yaml.safe_dump(config, sort_keys=True).encode(), sync_name=False)
+def write_config(room: Path, config: dict[str, Any], *, sync: bool = False) -> None:
+    """Note what is adapted to what, and how; with `sync`, for good when this returns.
+
+    Else its name is on the disk when the first generation is, whose folder syncs those above it.
+    """
+    replace(room / _CONFIG, yaml.safe_dump(config, sort_keys=True).encode(), sync_name=sync)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import threading
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -134,9 +135,11 @@ class Stop:
 
     def __init__(self, room: Path, copy: Path) -> None:
         self.room, self.copy = room, copy
+        self._first = threading.Lock()
 
     def kill(self) -> None:
-        shutil.copytree(self.room, self.copy)
+        if self._first.acquire(blocking=False):  # threads may come here side by side
+            shutil.copytree(self.room, self.copy)
         raise Killed
 
     def leave(self) -> None:

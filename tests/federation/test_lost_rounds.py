@@ -87,6 +87,8 @@ class Carrier:
     def start(self) -> dict[int, list[int]]:
         return {node.index: node.start(None) for node in self.members}
 
+    apart = False
+
     def refusals(self) -> list[tuple[int, Reason]]:
         return []
 

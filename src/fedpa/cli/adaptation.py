@@ -24,6 +24,7 @@ from fedpa.cli.options import (
     Set,
     example,
     open_run,
+    options_given,
     settings_of,
     start_log,
     stop,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["verbs"]
 
 verbs = typer.Typer()
+_WITH_RESUME = {"resume", "metrics_file", "metrics_port", "log", "as_json"}
 
 
 @verbs.command(
@@ -109,7 +111,7 @@ def adapt(
 
     start_log(log)
     if resume is not None:
-        if (foundation, dataset, out, set_, continue_) != (None,) * 5:
+        if options_given(context) - _WITH_RESUME:
             raise ConfigError("--resume: the run knows all else", "give nothing but --resume RUN")
         _show_run(
             resumed(resume, progress=watched(), metrics_file=metrics_file, metrics_port=metrics_port), resume, as_json

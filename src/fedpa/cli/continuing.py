@@ -15,6 +15,7 @@ from fedpa.cli.options import (
     RunArgument,
     example,
     open_run,
+    options_given,
     settings_of,
     watched,
 )
@@ -55,9 +56,10 @@ def continued(
     foundation, dataset = (None, first) if second is None else (first, second)
     if dataset is None or out is None:
         raise ConfigError("expected --continue RUN DATASET --out RUN2", "see fedpa adapt --help")
-    given = {name: value for name, value in context.params.items() if _was_given(context, name) and name in _PASSED_ON}
+    named = options_given(context)
+    given = {name: value for name, value in context.params.items() if name in named and name in _PASSED_ON}
     for name in _OF_THE_RUN:
-        if _was_given(context, name):
+        if name in named:
             raise ConfigError(f"--{name}: {run} goes on with its own", "leave it out")
     settings = settings_of(continue_run, assignments)
     return continue_run(
@@ -71,11 +73,6 @@ def continued(
         **given,
         **settings,
     )
-
-
-def _was_given(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
 
 
 @verbs.command(epilog=example("fedpa rollback run --round 12 --out earlier"))

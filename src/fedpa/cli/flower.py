@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -84,7 +85,7 @@ def new(
         "migrate": migrate,
         "method": method,
         "preset": preset,
-        "settings": " ".join(set_ or []),
+        "settings": shlex.join(set_ or []),
         "rounds": rounds,
         "seed": seed,
         "min-nodes": min_nodes,

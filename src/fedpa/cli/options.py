@@ -39,6 +39,7 @@ __all__ = [
     "example",
     "listed",
     "open_run",
+    "options_given",
     "settings_of",
     "start_log",
     "stop",
@@ -124,6 +125,12 @@ def start_log(form: str) -> None:
 def listed(text: str) -> list[str]:
     """The names of a value such as ``a,b``."""
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def options_given(context: typer.Context) -> set[str]:
+    """Parameters of a command that stood on the command line."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
 
 
 def settings_of(function: Callable[..., object], assignments: list[str] | None) -> dict[str, Any]:

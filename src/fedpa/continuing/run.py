@@ -142,7 +142,7 @@ def continued(
     found = _foundation(run, foundation, migrate)
     if found is not None:
         found.check(dataset)
-    config = _config(run, dataset, found, foundation_path, settings)
+    config = _config(run, dataset, found, foundation_path, settings, migrate=migrate)
     checked = run.method.settings_type.checked(config["settings"], f"method {run.method.name}")
     return type(run.method)(checked), found, config
 
@@ -167,6 +167,8 @@ def _config(
     foundation: Foundation | None,
     foundation_path: Path | str | None,
     settings: Mapping[str, Any],
+    *,
+    migrate: bool,
 ) -> dict[str, Any]:
     """The new run's ``config.yaml``, but for its engine and what became of everything."""
     before, first = run.config, int(run.history[-1]["round"])
@@ -187,6 +189,7 @@ def _config(
         "continues": {
             "run": str(run.path.resolve()),
             "id": run_id(before),
+            "migrate": migrate,
             "best_round": run.summary["best_round"],
             "hash": sha256(run.path / "shared.safetensors"),
             "first_round": first,

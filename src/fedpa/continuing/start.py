@@ -61,4 +61,4 @@ def write_start_of_server(job: Job, server: Server, nodes: list[Node]) -> None:
         keep_rounds=job.config["engine"]["keep_rounds"],
         sync=job.sync,
     ).begin_at(job.config["continues"]["first_round"])
-    write_config(job.room, job.config)
+    write_config(job.room, job.config, sync=job.sync)

@@ -59,7 +59,7 @@ def carry_server(before: Server, today: Server, carried: Carried) -> None:
         if not piece.by_item:
             value = moved(value, start[source], new_start[target, piece.now])
         into[target] = value.to(into.dtype)
-        if carried.same_foundation:
+        if carried.same_foundation and before.settings.server_optimizer == today.settings.server_optimizer:
             for place in range(2):
                 _carry_moment(saved, found, piece, place, (old, new), today)
     today.restore(found)
@@ -100,7 +100,7 @@ def _carry_moment(
 ) -> None:
     """Take one of the server's two moments over; zero where there was none."""
     name, given = f"moments.{piece.new}.{place}", saved.get(f"moments.{piece.old}.{place}")
-    if given is None or today.settings.server_optimizer == "mean":
+    if given is None:
         return
     old, new = vectors
     if name not in found:

@@ -15,7 +15,7 @@ from fedpa.artifacts import publish
 from fedpa.data.dataset import OPEN, PRIVATE, Dataset, Part, load_dataset
 from fedpa.data.derive import row_facts, write_derived_manifest, write_rows
 from fedpa.data.encode import Numeric, from_json
-from fedpa.errors import ArtifactError, ConfigError
+from fedpa.errors import ArtifactError, ConfigError, DataError
 
 if TYPE_CHECKING:
     from fedpa.federation.parameters import Layout
@@ -35,6 +35,7 @@ SERVER = "server"
 """Name of the server's folder."""
 
 _NUMBER = "number"
+_WHOLE = "name a folder as `fedpa data shard` wrote it, with all its parts"
 Ints = NDArray[np.int64]
 
 
@@ -185,24 +186,25 @@ def shard(
 
 def _as_before(dataset: Dataset, private: Ints, like: Path) -> list[Ints]:
     """Users of each node, ascending: those whom it had in `like` and are still private, and some of the new ones."""
-    if not (like / node_folder(0)).is_dir():
-        raise ArtifactError(f"{like}: holds no {node_folder(0)}", "name the folder that `fedpa data shard` wrote")
-    ids, nodes = dataset.user_ids.gather(private), 0
-    home = np.full(len(private), -1)
-    while (folder := like / node_folder(nodes)).is_dir():
-        earlier = load_dataset(folder)
-        if shard_facts(earlier) is None:
-            raise ArtifactError(f"{folder}: is not a part of a data set", "name what `fedpa data shard` wrote")
+    facts = shard_facts(load_dataset(like / SERVER))
+    if facts is None:
+        raise ArtifactError(f"{like / SERVER}: is no part of a data set", _WHOLE)
+    ids, home = dataset.user_ids.gather(private), np.full(len(private), -1)
+    for node in range(facts.shards):
+        earlier = load_dataset(like / node_folder(node))
+        if shard_facts(earlier) != facts._replace(node=node):
+            raise ArtifactError(f"{earlier.path}: is not node {node} of {like / SERVER}", _WHOLE)
         known = earlier.user_ids.filter(pl.Series(earlier.side == PRIVATE))
-        home[ids.is_in(known.implode()).to_numpy()] = nodes
-        nodes += 1
-    sizes = [(int(np.count_nonzero(home == node)), node) for node in range(nodes)]
+        if known.dtype != ids.dtype:
+            raise DataError(f"{dataset.path}: its user ids are {ids.dtype}, those of {earlier.path} are {known.dtype}")
+        home[ids.is_in(known.implode()).to_numpy()] = node
+    sizes = [(int(np.count_nonzero(home == node)), node) for node in range(facts.shards)]
     heapq.heapify(sizes)
     for place in np.flatnonzero(home < 0):
         users, node = sizes[0]
         home[place] = node
         heapq.heapreplace(sizes, (users + 1, node))
-    return [private[home == node] for node in range(nodes)]
+    return [private[home == node] for node in range(facts.shards)]
 
 
 def _rows_of(dataset: Dataset, users: Ints) -> Ints:

@@ -23,7 +23,15 @@ __all__ = ["Driver", "Plan"]
 
 
 class Driver(Protocol):
-    """Carries orders to nodes and brings back what they answer. Nodes that are late or dead are absent from answers."""
+    """Carries orders to nodes and brings back what they answer. Nodes that are late or dead are absent from answers.
+
+    Attributes
+    ----------
+    apart : bool
+        Whether every node has a disk of its own: one may lose what it kept while the others, and the run, go on.
+    """
+
+    apart: bool
 
     @property
     def nodes(self) -> Sequence[int]:

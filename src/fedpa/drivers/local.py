@@ -22,6 +22,8 @@ class LocalDriver:
         One is the fastest: chunks of users run side by side within it.
     """
 
+    apart = False
+
     def __init__(self, nodes: Sequence[Node]) -> None:
         self._nodes = {node.index: node for node in nodes}
 

@@ -21,13 +21,13 @@ from typing import Any
 
 from fedpa.drivers.driver import Plan
 from fedpa.drivers.ray_actor import Seal, ShardActor, convert_order, convert_report, facts_of, to_array, to_tensor
-from fedpa.drivers.ray_cluster import Cluster
+from fedpa.drivers.ray_cluster import Cluster, import_ray
 from fedpa.durable import write_file
 from fedpa.errors import ConfigError, FedpaError
 from fedpa.federation.form import Reason
 from fedpa.federation.order import Base, Order, Report, Sums
 
-__all__ = ["RayDriver"]
+__all__ = ["RayDriver", "check_options"]
 
 _log = logging.getLogger(__name__)
 _SEAL = ".seal-"
@@ -35,6 +35,20 @@ _DEATHS = 3
 _LATE = 6
 _PATIENCE_SECONDS = 30.0
 Arguments = Callable[[int], tuple[Any, ...]]
+
+
+def check_options(deadline: float | None, threads: int | None) -> None:
+    """Refuse options that are out of range, or any if Ray is not installed.
+
+    Raises
+    ------
+    ConfigError
+    """
+    import_ray()
+    if deadline is not None and not deadline > 0:
+        raise ConfigError(f"deadline: found {deadline}, expected a number of seconds above 0")
+    if threads is not None and threads < 1:
+        raise ConfigError(f"threads: found {threads}, expected 1 or more")
 
 
 class RayDriver:
@@ -63,13 +77,12 @@ class RayDriver:
         If an option is out of range.
     """
 
+    apart = False
+
     def __init__(
         self, plan: Plan, *, address: str | None = None, deadline: float | None = None, threads: int = 1
     ) -> None:
-        if deadline is not None and not deadline > 0:
-            raise ConfigError(f"deadline: found {deadline}, expected a number of seconds above 0")
-        if threads < 1:
-            raise ConfigError(f"threads: found {threads}, expected 1 or more")
+        check_options(deadline, threads)
         self._plan, self._address, self._deadline, self._threads = plan, address, deadline, threads
         self.counts: Counter[str] = Counter()
         self._cluster: Cluster | None = None

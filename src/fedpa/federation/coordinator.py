@@ -39,6 +39,7 @@ __all__ = [
     "check_kept",
     "checkpoints",
     "erase_downlink",
+    "last_accepted",
     "round_line",
     "saved_round",
     "server_generations",
@@ -86,6 +87,18 @@ def saved_round(run: Path, number: int) -> tuple[dict[str, Any], dict[str, Tenso
     generations = server_generations(run)
     about = generations.about(number)
     return about, _read_state(generations, number)
+
+
+def last_accepted(run: Path) -> dict[int, Accepted]:
+    """By round that a run could go back to when it ended, the generation of every node.
+
+    Raises
+    ------
+    ArtifactError
+        If its last round is damaged.
+    """
+    generations = server_generations(run)
+    return _accepted_of(generations.about(max(generations.numbers())))
 
 
 def erase_downlink(run: Path, user: int) -> None:
@@ -263,7 +276,7 @@ class Coordinator:
     def _train(self, order: Order, bases: Mapping[int, Base]) -> None:
         begin = time.perf_counter()
         reports = self.driver.train(order, bases)
-        intake = self._taken(order, reports)
+        intake = self._taken(order, bases, reports)
         upload = intake.total()
         alone = {table.table for table in order.downlink}
         apart = sum(v.size for v in self.server.layout.uploaded if v.table is not None and v.table.name in alone)
@@ -282,10 +295,10 @@ class Coordinator:
         }
         self._checkpoint()
 
-    def _taken(self, order: Order, reports: Mapping[int, Report]) -> Intake:
-        """What nodes reported, as far as it can be true."""
+    def _taken(self, order: Order, asked: Iterable[int], reports: Mapping[int, Report]) -> Intake:
+        """What nodes that were asked reported, as far as it can be true; some of them may be gone by now."""
         layout, settings = self.server.layout, self.settings
-        known = {node: self._users.get(node, MOST_ROWS) for node in self.driver.nodes}
+        known = {node: self._users.get(node, MOST_ROWS) for node in asked}
         intake = Intake(layout, settings, order.run, order.number, known)
         for node, report in reports.items():
             intake.offer(*pack_report(layout, settings, report), sender=node)
@@ -328,43 +341,44 @@ class Coordinator:
             If there are checkpoints, but none is whole.
         """
         found = self._generations.good()
-        for number in sorted(found, reverse=True):
-            about = found[number]
-            accepted = {
-                int(n): {int(node): generation for node, generation in nodes.items()}
-                for n, nodes in about["accepted"].items()
-            }
-            missing = [n for n in self.driver.nodes if accepted[number].get(n, 0) not in held[n]]
-            if missing:
-                _log.warning(
-                    "round %d: node %s does not hold what its devices kept of it; an earlier round is looked for",
-                    number,
-                    ", ".join(map(str, missing)),
-                )
-                continue
-            newest = max(self._generations.numbers())
-            if number < newest:
-                _log.warning("round %d: is not whole; going on from round %d", newest, number)
-            self.server.restore(self._state(number))
-            self.number, self.lines, self._pending = number, about["lines"], about["pending"]
-            self._accepted = {n: nodes for n, nodes in accepted.items() if n in found}
-            self._best_round, self._stale = about["best_round"], about["stale"]
-            self._best = float("-inf") if about["best"] is None else about["best"]
-            best = self._accepted.get(self._best_round)
-            if best is None or any(best.get(n, 0) not in held[n] for n in self.driver.nodes):
-                _log.warning(
-                    "round %d, the best so far: is not whole; the best one from here on is kept", self._best_round
-                )
-                self._accepted.pop(self._best_round, None)
-                self._best_round, self._best, self._stale = number, float("-inf"), 0
-            write_lines(self.folder, self.lines)
-            return True
-        if self._generations.numbers():
+        if not found and not self._generations.numbers():
+            return False
+        rounds = {number: _accepted_of(found[number]) for number in sorted(found, reverse=True)}
+        number = next((n for n, accepted in rounds.items() if self._is_whole(n, accepted[n], held)), None)
+        if number is None and rounds and self.driver.apart:
+            number = max(rounds)  # one node's loss is not the others'
+        if number is None:
             raise ArtifactError(
                 f"{self._generations.folder}: holds no round of which all is there and undamaged",
                 "start the run anew with --overwrite",
             )
-        return False
+        newest = max(self._generations.numbers())
+        if number < newest:
+            _log.warning("round %d: is not whole; going on from round %d", newest, number)
+        about = found[number]
+        self.server.restore(self._state(number))
+        self.number, self.lines, self._pending = number, about["lines"], about["pending"]
+        self._accepted = {n: nodes for n, nodes in rounds[number].items() if n in found}
+        self._best_round, self._stale = about["best_round"], about["stale"]
+        self._best = float("-inf") if about["best"] is None else about["best"]
+        best = self._accepted.get(self._best_round)
+        if best is None or (not self.driver.apart and any(best.get(n, 0) not in held[n] for n in self.driver.nodes)):
+            _log.warning("round %d, the best so far: is not whole; the best one from here on is kept", self._best_round)
+            self._accepted.pop(self._best_round, None)
+            self._best_round, self._best, self._stale = number, float("-inf"), 0
+        write_lines(self.folder, self.lines)
+        return True
+
+    def _is_whole(self, number: int, accepted: Accepted, held: Mapping[int, list[int]]) -> bool:
+        """Whether all nodes hold what their devices kept of a round."""
+        missing = [n for n in self.driver.nodes if accepted.get(n, 0) not in held[n]]
+        if missing:
+            _log.warning(
+                "round %d: node %s does not hold what its devices kept of it; an earlier round is looked for",
+                number,
+                ", ".join(map(str, missing)),
+            )
+        return not missing
 
     def _state(self, number: int) -> dict[str, Tensor]:
         return _read_state(self._generations, number)
@@ -423,6 +437,11 @@ def write_shared(folder: Path, server: Server, foundation: str | None) -> None:
     # One key: safetensors writes several in a random order.
     label = {"foundation": foundation or ""}
     replace(folder / "shared.safetensors", safetensors.torch.save(server.named(), label), sync=False)
+
+
+def _accepted_of(about: Mapping[str, Any]) -> dict[int, Accepted]:
+    """By round that could be gone back to, the generations of the nodes, as noted with a generation."""
+    return {int(n): {int(node): generation for node, generation in a.items()} for n, a in about["accepted"].items()}
 
 
 def _added(answers: Mapping[int, Sums], name: str) -> ClickSums:

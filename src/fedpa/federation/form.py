@@ -60,6 +60,7 @@ range; ``bound``: sums beyond what the message says, or that could overflow; ``w
 participants, or the node; ``rows``: single users' rows that do not fit their sums."""
 
 _TEXT = 64
+_LIST = 1 << 16
 _WHOLE = 1 << 62
 _HEADERS: dict[Kind, dict[str, type]] = {
     "order": {"run": str, "round": int, "train": bool, "generation": int, "keep": list},
@@ -122,7 +123,7 @@ def _is(value: object, expected: type) -> bool:
     if expected is int:
         return isinstance(value, int) and not isinstance(value, bool) and -_WHOLE < value < _WHOLE
     if expected is list:
-        return isinstance(value, list) and len(value) <= _TEXT and all(_is(one, int) for one in value)
+        return isinstance(value, list) and len(value) <= _LIST and all(_is(one, int) for one in value)
     return isinstance(value, expected) and (not isinstance(value, str) or len(value) <= _TEXT)
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from fedpa.drivers.flower.letter import Letter, packed, unpacked
-from fedpa.durable import replace
+from fedpa.durable import make_folder, replace
 from fedpa.errors import ConfigError, FedpaError
 from fedpa.federation.form import Refused
 from fedpa.unfinished import room_of
@@ -148,7 +148,7 @@ class Desk:
     @contextlib.contextmanager
     def _alone(self, run: str) -> Iterator[None]:
         """Wait until no other process works for the run here: one that is being killed may take a moment."""
-        self.store.mkdir(parents=True, exist_ok=True)
+        make_folder(self.store)
         file = os.open(self.store / f".{run}.lock", os.O_RDWR | os.O_CREAT, 0o600)
         end = time.monotonic() + _LOCK_SECONDS
         try:
@@ -178,12 +178,12 @@ class Desk:
         return None
 
     def _note(self, run: str, stamp: Stamp, reply: Letter) -> None:
-        """Keep an answer; it can be made again, so that it need not outlive a crash of the machine."""
+        """Keep an answer; it can be made again, so that its name need not outlive a crash of the machine."""
         text, block = packed(reply)
         raw = text.encode()
         for folder in (self.room(run), self.target(run)):
             if folder.is_dir():
-                replace(folder / _LAST, json.dumps([*stamp, len(raw)]).encode() + b"\n" + raw + block, sync=False)
+                replace(folder / _LAST, json.dumps([*stamp, len(raw)]).encode() + b"\n" + raw + block, sync_name=False)
                 break
 
 

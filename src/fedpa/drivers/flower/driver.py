@@ -8,6 +8,7 @@ misses the deadline is left out of the round, and asked again in the next one if
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import operator
 import time
@@ -16,6 +17,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from fedpa.drivers.flower.letter import UNSTARTED, Letter
 from fedpa.drivers.flower.members import Members
@@ -86,6 +89,8 @@ class FlowerDriver:
         How many users each node has said that it has.
     """
 
+    apart = True
+
     def __init__(self, post: Post, terms: Terms) -> None:
         self._post, self._terms = post, terms
         roll = Roll(terms.room)
@@ -106,7 +111,7 @@ class FlowerDriver:
         self._members.told = (*total, *self._terms.begin)
         self._members.muster("start")
         self._current = self._members.ready
-        return {node: self._members.held(node) for node in self._current}
+        return {node: sorted(self._members.held(node)) for node in self._current}
 
     def evaluate(self, order: Order, bases: Mapping[int, Base]) -> dict[int, Sums]:
         """Have nodes score the order's state and, if it asks for that, train from it; `train` gives the reports."""
@@ -138,7 +143,9 @@ class FlowerDriver:
     def close(self) -> None:
         """Nodes need not be told."""
 
-    def finish(self, order: Order, bases: Mapping[int, Base], head: Mapping[str, Any]) -> list[int]:
+    def finish(
+        self, order: Order, bases: Mapping[int, Base], summary: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]
+    ) -> list[int]:
         """Have nodes keep what the run came to; returns those that do.
 
         Parameters
@@ -147,18 +154,22 @@ class FlowerDriver:
             With the state of the best round.
         bases : mapping of int to Base
             Per node, what its devices kept of it.
-        head : mapping
-            The run's summary and the lines of its metrics.
+        summary : mapping
+            The run's.
+        lines : sequence of mapping
+            Of its metrics, one per round.
         """
-        own = {node: (pack_order(self._terms.layout, order, base),) for node, base in bases.items()}
-        answers = self._ask("finish", own, head)
+        text = np.frombuffer(json.dumps(list(lines)).encode(), np.uint8)
+        lines_part: Message = {"kind": "lines"}, {"lines": text}
+        own = {node: (self._packed(order, node, base), lines_part) for node, base in bases.items()}
+        answers = self._ask("finish", own, {"summary": summary})
         missing = sorted(bases.keys() - answers.keys())
         if missing:
             _log.warning("nodes %s: did not hear that the run is finished", ", ".join(map(str, missing)))
         return sorted(answers)
 
     def _round(self, order: Order, bases: Mapping[int, Base]) -> tuple[dict[int, Sums], dict[int, Report]]:
-        own = {node: (pack_order(self._terms.layout, order, base),) for node, base in bases.items()}
+        own = {node: (self._packed(order, node, base),) for node, base in bases.items()}
         sums: dict[int, Sums] = {}
         reports: dict[int, Report] = {}
         for node, letter in self._ask("round", own, {"round": order.number}).items():
@@ -169,7 +180,22 @@ class FlowerDriver:
                 continue
             if report is not None:
                 reports[node] = report
+                self._members.held(node).add(order.number)
         return sums, reports
+
+    def _packed(self, order: Order, node: int, base: Base) -> Message:
+        """An order to a node, from the last generation that it holds if it lost the one that it was to start from."""
+        held = self._members.held(node)
+        if base.generation not in held:
+            last = max((n for n in held if n < base.generation), default=0)
+            _log.warning(
+                "node %d: lost what its devices kept of round %d, and goes on from round %d",
+                node,
+                base.generation,
+                last,
+            )
+            base = Base(last, base.keep)
+        return pack_order(self._terms.layout, order, base)
 
     def _read(self, order: Order, node: int, letter: Letter) -> tuple[Sums, Report | None]:
         """Both parts of an answer; whether what they say can be true is asked by the coordinator."""

@@ -14,6 +14,7 @@ from fedpa.federation.node import Node
 from fedpa.federation.tally import Tally
 from fedpa.federation.wire import unpack_order
 from fedpa.run import load_run
+from fedpa.unfinished import is_begun, read_config
 
 __all__ = ["take_over"]
 
@@ -21,15 +22,17 @@ _log = logging.getLogger(__name__)
 
 
 def take_over(
-    desk: Desk, node: Node, continues: Mapping[str, Any], begin: Message | None, tally: Tally | None
+    desk: Desk, run: str, node: Node, continues: Mapping[str, Any], begin: Message | None, tally: Tally | None
 ) -> dict[str, Any]:
     """Write generation 0 of a node that has none: known users have what they kept, new ones zeros.
 
     Parameters
     ----------
     desk : Desk
+    run : str
+        Id of the new run.
     node : Node
-        Of the new run.
+        Of it.
     continues : mapping
         What the server says of the earlier run: its ``id``, and whether to ``migrate``.
     begin : Message or None
@@ -40,7 +43,8 @@ def take_over(
     Returns
     -------
     dict
-        What became of the node's users; empty if it was no part of the earlier run.
+        What became of the node's users; empty if it was no part of the earlier run. A node that has generations began
+        before, and what was noted then is returned.
 
     Raises
     ------
@@ -51,6 +55,9 @@ def take_over(
     ArtifactError
         If the earlier run, its data set or its foundation are not here any more, or do not fit.
     """
+    begun = bool(node_generations(node.folder).numbers())
+    if begun and is_begun(desk.target(run)):
+        return dict(read_config(desk.room(run)).get("continues", {}))
     id_, migrate = continues.get("id"), continues.get("migrate")
     if begin is None or not isinstance(id_, str) or not isinstance(migrate, bool):
         raise Refused("header", "a run that goes on from an earlier one, without what is needed for that")
@@ -65,7 +72,7 @@ def take_over(
         return {}
     handover = Handover(load_run(earlier), node.method, node.dataset, node.foundation, migrate=migrate)
     facts = handover.facts()
-    if not node_generations(node.folder).numbers():
+    if not begun:
         order, _ = unpack_order(handover.model.layout, node.method.settings, *begin)
         some = handover.devices(node, lambda: tally, handover.where.private, order.state, 0)
         _log.info("%d of %d users go on with what their devices kept", some, len(node.users))

@@ -15,6 +15,7 @@ from typing import Any, cast
 from flwr.serverapp import Grid
 
 from fedpa.adaptation import Job
+from fedpa.artifacts import to_json
 from fedpa.continuing.handover import Handover
 from fedpa.continuing.run import continued
 from fedpa.continuing.start import write_start_of_server
@@ -24,8 +25,9 @@ from fedpa.device import open_device
 from fedpa.drivers.flower.driver import FlowerDriver, Terms
 from fedpa.drivers.flower.options import Options
 from fedpa.drivers.flower.post import Post
+from fedpa.durable import replace
 from fedpa.errors import ArtifactError, ConfigError
-from fedpa.federation.coordinator import Outcome
+from fedpa.federation.coordinator import Outcome, last_accepted
 from fedpa.federation.device import gather, node_generations
 from fedpa.federation.form import Message
 from fedpa.federation.kept import load_message, save_message
@@ -64,14 +66,13 @@ def run_on_nodes(grid: Grid, options: Options) -> None:
     method, foundation, config = _anew(options, dataset) if earlier is None else _later(options, dataset, earlier)
     target, room = options.out, room_of(options.out)
     if not options.overwrite and target.is_dir():
-        _agree(read_config(target), config, target)
+        config = _agree(read_config(target), config, target)
         _log.info("%s: is finished already", target)
+        FlowerJob(target, config, method, foundation, dataset, grid=grid, options=options).tell_again()
         return
     begun = is_begun(target) and not options.overwrite
     if begun:
-        before = read_config(room)
-        _agree(before, config, room)
-        config = before
+        config = _agree(read_config(room), config, room)
     else:
         new_room(target, overwrite=options.overwrite)
     job = FlowerJob(room, config, method, foundation, dataset, grid=grid, options=options)
@@ -102,6 +103,11 @@ def _anew(options: Options, dataset: Dataset) -> _Origin:
 
 def _later(options: Options, dataset: Dataset, earlier: Run) -> _Origin:
     """Method, foundation and config of a run that goes on from an earlier one."""
+    if earlier.config.get("engine", {}).get("driver") != "flower":
+        raise ArtifactError(
+            f"{earlier.path}: was not made on Flower, so what devices kept of it is not on the nodes",
+            "go on with it by fedpa adapt --continue",
+        )
     given = None if options.foundation is None else open_foundation(options.foundation)
     method, foundation, config = continued(
         earlier, dataset, given, options.foundation, options.settings, migrate=options.migrate
@@ -124,8 +130,8 @@ def _engine(options: Options) -> dict[str, Any]:
     }
 
 
-def _agree(before: dict[str, Any], config: dict[str, Any], where: Path) -> None:
-    """Refuse to go on with a run of another config."""
+def _agree(before: dict[str, Any], config: dict[str, Any], where: Path) -> dict[str, Any]:
+    """The config of a run that is there; refused if what is asked for now is another run."""
     differs = [key for key in _SAME if before[key] != config[key] and key not in ("dataset", "foundation")]
     differs += [key for key in ("dataset", "foundation") if _hash(before[key]) != _hash(config[key])]
     if before.get("continues", {}).get("id") != config.get("continues", {}).get("id"):
@@ -137,6 +143,7 @@ def _agree(before: dict[str, Any], config: dict[str, Any], where: Path) -> None:
             f"{where}: is a run with another {', '.join(differs)}",
             "choose another folder (out), or start anew with overwrite=true",
         )
+    return before
 
 
 def _hash(origin: dict[str, Any] | None) -> str | None:
@@ -178,9 +185,9 @@ class FlowerJob(Job):
         if earlier is None:
             write_config(self.room, self.config)
             return
-        assert self.options is not None
         method = cast(FederatedMethod, self.method)
-        handover = Handover(earlier, method, self.dataset, self.foundation, migrate=self.options.migrate)
+        migrate = self.config["continues"]["migrate"]
+        handover = Handover(earlier, method, self.dataset, self.foundation, migrate=migrate)
         server = handover.server()
         facts = handover.facts()  # what became of users is known to their nodes
         self.config["continues"] |= {key: facts[key] for key in ("items", "dropped", "began")}
@@ -198,10 +205,27 @@ class FlowerJob(Job):
         outcome = self.rounds(server, driver, driver.users, _log.info)
         self._nobody(method, model)
         summary = self._summary(outcome, model.layout.sizes_by_scope())
-        self._tell(driver, outcome, summary)
-        return {**summary, "private_users": sum(driver.users.values()), "answers_lost": dict(driver.counts)}
+        return {
+            **summary,
+            "nodes_untold": self._tell(driver, outcome, summary),
+            "private_users": sum(driver.users.values()),
+            "answers_lost": dict(driver.counts),
+        }
 
-    def _flower(self, model: AdaptedModel) -> FlowerDriver:
+    def tell_again(self) -> None:
+        """Have nodes that did not hear it keep what the run, which is finished, came to."""
+        run = Run(self.room, foundation=self.foundation, dataset=self.dataset)
+        if not run.summary["nodes_untold"]:
+            return
+        driver = self._flower(run.model, least=1)
+        driver.start()
+        best, kept = run.summary["best_round"], last_accepted(self.room)
+        outcome = Outcome(best, run.server.state, kept[best], kept, run.history, run.summary["interrupted"])
+        untold = self._tell(driver, outcome, run.summary)
+        _log.info("nodes %s were told", ", ".join(map(str, sorted(set(run.summary["nodes_untold"]) - set(untold)))))
+        replace(self.room / "summary.json", to_json(run.summary | {"nodes_untold": untold}).encode())
+
+    def _flower(self, model: AdaptedModel, least: int | None = None) -> FlowerDriver:
         assert self.options is not None and self.grid is not None
         facts = shard_facts(self.dataset)
         told = {key: self.config[key] for key in ("method", "preset", "seed", "settings", "label", "fedpa")}
@@ -211,8 +235,7 @@ class FlowerJob(Job):
         told["secure"] = self.options.secure
         begin: tuple[Message, ...] = ()
         if "continues" in self.config:
-            told["continues"] = {"id": self.config["continues"]["id"], "migrate": self.options.migrate}
-            told["continues"]["first_round"] = self.config["continues"]["first_round"]
+            told["continues"] = {name: self.config["continues"][name] for name in ("id", "migrate", "first_round")}
             begin = (load_message(self.room / _BEGIN),)
         terms = Terms(
             run=self.run_id,
@@ -221,7 +244,7 @@ class FlowerJob(Job):
             settings=self.method.settings,
             items=self.dataset.n_items,
             room=self.room,
-            least=self.options.least,
+            least=least or self.options.least,
             deadline=self.options.deadline,
             begin=begin,
         )
@@ -234,8 +257,8 @@ class FlowerJob(Job):
         limits = Limits(self.options.secure_change, self.options.secure_users)
         return SecureDriver(post, terms, limits, threshold=self.options.secure_threshold)
 
-    def _tell(self, driver: FlowerDriver, outcome: Outcome, summary: dict[str, Any]) -> None:
-        """Have nodes keep what the run came to."""
+    def _tell(self, driver: FlowerDriver, outcome: Outcome, summary: dict[str, Any]) -> list[int]:
+        """Have nodes keep what the run came to; returns those that had a part in it and did not hear that."""
         bases = {
             node: Base(
                 outcome.generations.get(node, 0),
@@ -244,7 +267,8 @@ class FlowerJob(Job):
             for node in driver.nodes
         }
         order = Order(self.run_id, outcome.best_round + 1, tuple(outcome.state), train=False)
-        driver.finish(order, bases, {"summary": summary, "lines": outcome.lines})
+        told = driver.finish(order, bases, summary, outcome.lines)
+        return sorted({*outcome.generations, *bases} - set(told))
 
     def _nobody(self, method: FederatedMethod, model: AdaptedModel) -> None:
         """What devices keep is on the nodes; here is that of users who never took part, if there are any."""

@@ -51,6 +51,7 @@ class Members:
         self._flower: dict[int, int] = {}
         self._done: dict[str, dict[int, Letter]] = {"prepare": {}, "start": {}}
         self._unfit: dict[int, str] = {}  # and when they were started
+        self._held: dict[int, set[int]] = {}
 
     @property
     def ready(self) -> list[int]:
@@ -62,10 +63,9 @@ class Members:
         """Flower's number of a node."""
         return self._flower[node]
 
-    def held(self, node: int) -> list[int]:
-        """The generations that a node said it holds when it started."""
-        found = self._done["start"][node].head.get("held")
-        return [n for n in found if isinstance(n, int)] if isinstance(found, list) else []
+    def held(self, node: int) -> set[int]:
+        """The generations that a node said it holds when it started, and those that it made since."""
+        return self._held.setdefault(node, set())
 
     def letter(self, kind: str, node: int, head: Mapping[str, Any], parts: tuple[Message, ...] = ()) -> Letter:
         """A letter of this run to a node, with a number of its own."""
@@ -109,6 +109,11 @@ class Members:
             self._flower[node] = answer.flower
             self._done[kind][node] = letter
             self._roll.note(node, users)
+            if kind == "start":
+                found = letter.head.get("held")
+                self._held[node] = {n for n in found if isinstance(n, int)} if isinstance(found, list) else set()
+                if "continues" in self._config and letter.head.get("handed") is not True:
+                    _log.warning("node %d: was no part of the earlier run; its users begin as new ones", node)
             _log.info("node %d: %s, %d users", node, kind, users)
             return
         reason = answer.reason if letter is None else str(letter.head.get("reason", "an odd answer"))

@@ -138,7 +138,11 @@ class Options:
             raise ConfigError("run config: migrate is for runs that go on", 'add continue="RUN"')
         if found["log"] not in ("text", "json"):
             raise ConfigError(f"run config: log is {found['log']!r}, expected text or json")
-        settings = parse_assignments(shlex.split(found["settings"]))
+        try:
+            words = shlex.split(found["settings"])
+        except ValueError as error:
+            raise ConfigError(f"run config: settings cannot be read ({error})", 'settings="lr=0.1 rank=4"') from error
+        settings = parse_assignments(words)
         return cls(
             dataset=Path(found["dataset"]),
             out=Path(found["out"]),

@@ -14,7 +14,7 @@ import safetensors.numpy
 import torch
 from torch import Tensor
 
-from fedpa.durable import replace
+from fedpa.durable import make_folder, replace
 from fedpa.federation.node import Node
 from fedpa.federation.rows import ShardRows
 from fedpa.federation.tally import Tally
@@ -46,8 +46,8 @@ class PreparedNode(Node):
         rows = super().rows(tally)
         packed = _packed(rows)
         if packed is not None:
-            self.prepared.parent.mkdir(parents=True, exist_ok=True)
-            replace(self.prepared, safetensors.numpy.save(packed, {"key": key}), sync=False)
+            make_folder(self.prepared.parent, sync=self.sync)
+            replace(self.prepared, safetensors.numpy.save(packed, {"key": key}), sync_name=False)
         return rows
 
     def forget_rows(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from fedpa.drivers.flower.desk import Desk, Handler, Unfit
 from fedpa.drivers.flower.handed import take_over
 from fedpa.drivers.flower.letter import UNSTARTED, Letter
 from fedpa.drivers.flower.prepared import PreparedNode
-from fedpa.durable import replace
+from fedpa.durable import make_folder, replace
 from fedpa.errors import ArtifactError
 from fedpa.federation.coordinator import checkpoints, write_lines, write_shared
 from fedpa.federation.device import gather, node_generations
@@ -46,7 +47,7 @@ def start(desk: Desk, letter: Letter) -> Letter:
     room, target = desk.room(run), desk.target(run)
     if target.is_dir() and not room.exists():
         target.rename(room)  # the server goes on with a run that this node took for finished
-    room.mkdir(parents=True, exist_ok=True)
+    make_folder(room)
     parts = {header.get("kind"): (header, arrays) for header, arrays in letter.parts}
     if "tally" in parts:
         save_message(room / TALLY, parts["tally"])
@@ -54,10 +55,11 @@ def start(desk: Desk, letter: Letter) -> Letter:
     node.forget_rows()
     tally = _tally(room, run, node)
     if "continues" in config:
-        config["continues"] |= take_over(desk, node, config["continues"], parts.get("order"), tally)
+        config["continues"] |= take_over(desk, run, node, config["continues"], parts.get("order"), tally)
     held = node.start(tally)
     write_config(room, config)
-    return Letter("start", {"users": len(node.users), "held": held})
+    handed = "users" in config.get("continues", {})
+    return Letter("start", {"users": len(node.users), "held": held, "handed": handed})
 
 
 def round_(desk: Desk, letter: Letter) -> Letter:
@@ -76,15 +78,19 @@ def finish_(desk: Desk, letter: Letter) -> Letter:
     """Keep what the run came to as a run of this node's users, with what their devices keep of its best round."""
     run = letter.head["run"]
     room, target = desk.room(run), desk.target(run)
+    if target.is_dir() and not room.exists():
+        return Letter("finish", {})
     node = opened(desk, run, letter.head)
     order, base = unpack_order(node.shard.layout, node.method.settings, *letter.parts[0])
+    lines = json.loads(letter.parts[1][1]["lines"].tobytes())
+    node.shard.store.at(base.generation)  # it is there, and undamaged
     server = node.method.server(node.shard.layout)
     server.state = list(order.state)
     write_shared(room, server, node.foundation.hash if node.foundation else None)
     generations = node_generations(node.folder)
     gather([generations.path(base.generation)], room)
-    generations.keep(base.keep)
-    write_lines(room, letter.head["lines"])
+    generations.keep({*base.keep, base.generation})
+    write_lines(room, lines)
     config = read_config(room)
     summary = {
         **letter.head["summary"],
