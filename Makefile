@@ -12,8 +12,8 @@ help:
 	@echo "make install    a virtual environment in .venv, with the tested versions"
 	@echo "make demo       the whole path on synthetic users, in ./fedpa-demo"
 	@echo "make test       the fast tests"
-	@echo "make test-slow  the end-to-end tests, but for those that wait for minutes on other processes"
-	@echo "make test-all   every test"
+	@echo "make test-slow  the end-to-end tests"
+	@echo "make test-all   every test, with as many kills and moments as there are"
 	@echo "make lint       ruff, format and strict types"
 	@echo "make format     format the code"
 	@echo "make bench      every benchmark, as JSON"
@@ -34,10 +34,10 @@ test: $(INSTALLED)
 
 # Exit code 5 says that no test was chosen.
 test-slow: $(INSTALLED)
-	$(PYTEST) -m "slow and not soak" || test $$? -eq 5
+	$(PYTEST) -m slow || test $$? -eq 5
 
 test-all: $(INSTALLED)
-	$(PYTEST)
+	FEDPA_KILLS=20 $(PYTEST)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -52,6 +52,8 @@ def test_what_does_not_go_together(world: World, tmp_path: Path) -> None:
     assert "expected --continue RUN DATASET" in fedpa("adapt", "--continue", world.run, *out, code=2).stderr
     both = fedpa("adapt", "--resume", world.run, "--continue", world.run, code=2)
     assert "--resume: the run knows all else" in both.stderr
+    more = fedpa("adapt", "--resume", world.run, "--shards", 4, code=2)
+    assert "--resume: the run knows all else" in more.stderr
     own = fedpa("adapt", "--continue", world.run, world.dataset, *out, "--seed", 1, code=2).stderr
     assert "--seed: " in own
     assert "goes on with its own" in own

@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 import torch
 
+from fedpa import durable
 from fedpa.adaptation import adapt, resume
 from fedpa.continuing.rollback import kept_rounds, rollback
 from fedpa.continuing.run import continue_run
@@ -22,6 +23,7 @@ from fedpa.federation.coordinator import saved_round
 from fedpa.models.pretrain import pretrain
 from fedpa.models.wrap.wrapping import wrap
 from fedpa.run import Run, load_run
+from fedpa.unfinished import room_of
 from later import GROUP, PLAIN, Later, later
 from models.wrap.modules import DCN, made
 
@@ -255,6 +257,37 @@ def test_other_settings_are_refused_where_they_do_not_fit(world: Later, run: Run
     assert moved.config["settings"]["rank"] == 2
     faster = continue_run(run, world.today, lr=0.5, rounds=0, out=tmp_path / "faster")
     assert faster.config["settings"]["lr"] == 0.5
+
+
+def test_what_one_optimiser_of_the_server_keeps_is_not_given_to_another(world: Later, tmp_path: Path) -> None:
+    run = world.run(tmp_path / "run", server_optimizer="momentum", server_lr=0.5)
+    for optimizer, carried in (("momentum", True), ("adam", False), ("mean", False)):
+        out = tmp_path / optimizer
+        continue_run(run, world.first, out=out, rounds=0, server_optimizer=optimizer)
+        assert any(name.startswith("moments.") for name in saved_round(out, 3)[1]) == carried
+
+
+def test_a_start_is_on_the_disk_before_the_first_round(
+    world: Later, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room, synced = room_of(tmp_path / "next"), list[bool]()
+    plain = durable.sync_folder
+
+    def noting(path: Path) -> None:
+        plain(path)
+        if path == room:
+            synced.append((room / "config.yaml").exists())
+
+    monkeypatch.setattr(durable, "sync_folder", noting)
+    continue_run(run, world.today, out=tmp_path / "next", rounds=0)
+    assert any(synced)
+
+
+def test_options_are_refused_before_anything_is_written(world: Later, run: Run, tmp_path: Path) -> None:
+    for driver, wrong in (("ray", {"threads": 0}), ("ray", {"deadline": -1.0}), ("local", {"threads": 2})):
+        with pytest.raises(ConfigError, match=next(iter(wrong))):
+            continue_run(run, world.today, out=tmp_path / "next", driver=driver, **wrong)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_cannot_go_on_is_refused(world: Later, run: Run, tmp_path: Path) -> None:

@@ -229,6 +229,14 @@ def test_users_stay_where_they_were_and_new_ones_go_where_there_are_fewest(
         shard(world.today, tmp_path / "both", shards=2, like=tmp_path / "first")
     with pytest.raises(ArtifactError, match="expected a dataset folder"):
         shard(world.today, tmp_path / "none", like=tmp_path)
+    other = shard(world.first, tmp_path / "other", shards=NODES - 1)
+    (tmp_path / "first" / "node-1").rename(tmp_path / "moved")
+    with pytest.raises(ArtifactError, match=r"first/node-1: expected a dataset folder"):
+        shard(world.today, tmp_path / "incomplete", like=tmp_path / "first")
+    other["node-1"].rename(tmp_path / "first" / "node-1")
+    with pytest.raises(ArtifactError, match=r"first/node-1: is not node 1 of"):
+        shard(world.today, tmp_path / "mixed", like=tmp_path / "first")
+    assert not any((tmp_path / name).exists() for name in ("both", "none", "incomplete", "mixed"))
 
 
 def ids(data: Dataset, side: int) -> list[int]:

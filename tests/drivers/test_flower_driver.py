@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import polars as pl
 import pytest
 import safetensors.numpy
+import torch
 
 from drivers.flower_grid import Fault, HereGrid, Stopped
 from drivers.flower_world import SETTINGS, World, world
@@ -19,6 +21,7 @@ from fedpa.drivers.flower import members, post
 from fedpa.drivers.flower.job import run_on_nodes
 from fedpa.drivers.flower.options import Options
 from fedpa.errors import ArtifactError, ConfigError, FedpaError
+from fedpa.federation.coordinator import saved_round
 from fedpa.run import load_run
 
 
@@ -202,18 +205,113 @@ def test_a_node_that_comes_later_starts_from_nothing(three: World, tmp_path: Pat
 
 
 def test_a_node_that_lost_its_folder_starts_again(three: World, tmp_path: Path) -> None:
-    import shutil
-
     def fault(node: int, kind: str, count: int) -> str:
         if node == 12 and kind == "round" and count == 1:
-            for path in (tmp_path / "store-2").glob("*.unfinished"):
-                shutil.rmtree(path)
+            lose(tmp_path, 2)
         return ""
 
     out = tmp_path / "run"
     run_on_nodes(grid(three, tmp_path, fault), options(three, out, min_nodes=2))
     assert summary(out)["answers_lost"] == {"failed": 1}
     assert [line.get("nodes") for line in lines(out)] == [None, 2, 3]
+
+
+def lose(tmp_path: Path, node: int) -> None:
+    """The node's disk is a new one."""
+    for path in (tmp_path / f"store-{node}").glob("*.unfinished"):
+        shutil.rmtree(path)
+
+
+def test_a_node_that_lost_its_disk_goes_on_from_nothing(
+    three: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fault(node: int, kind: str, count: int) -> str:
+        if (node, kind, count) == (12, "round", 3):
+            lose(tmp_path, 2)
+        return ""
+
+    out = tmp_path / "run"
+    run_on_nodes(grid(three, tmp_path, fault), options(three, out, min_nodes=2, set={"rounds": 4}))
+    assert [line.get("nodes") for line in lines(out)] == [None, 3, 3, 2, 3]
+    assert "node 2: lost what its devices kept of round 2, and goes on from round 0" in caplog.text
+    assert summary(out)["nodes_untold"] == []
+    assert load_run(kept(tmp_path, 2)).predictions().height > 0
+
+
+def test_a_node_that_lost_its_disk_does_not_keep_a_stopped_run_from_going_on(
+    three: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out, more = tmp_path / "run", {"rounds": 4}
+    stop: Fault = lambda node, kind, count: "stop" if (node, kind, count) == (10, "round", 4) else ""  # noqa: E731
+    with pytest.raises(Stopped):
+        run_on_nodes(grid(three, tmp_path, stop), options(three, out, set=more))
+    lose(tmp_path, 2)
+    run_on_nodes(grid(three, tmp_path), options(three, out, set=more))
+    assert "node 2: lost what its devices kept of round 3, and goes on from round 0" in caplog.text
+    assert [line.get("nodes") for line in lines(out)] == [None, 3, 3, 3, 3]
+
+
+def test_an_upload_counts_though_its_node_has_left(three: World, tmp_path: Path) -> None:
+    here = grid(three, tmp_path)
+
+    def fault(node: int, kind: str, count: int) -> str:
+        if (node, kind, count) == (12, "round", 2):
+            here.starts[11] = -1  # it has answered
+        return "untaken" if node == 11 and kind == "finish" else ""
+
+    here.fault = fault
+    out = tmp_path / "run"
+    run_on_nodes(here, options(three, out, min_nodes=2, deadline=1))
+    assert [(line["nodes"], line["refused"]) for line in lines(out)[1:]] == [(3, {}), (3, {})]
+    assert summary(out)["nodes_untold"] == [1]
+
+
+def test_a_secure_sum_counts_though_the_first_node_has_left(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    six = world(tmp_path_factory, 6)
+    here = grid(six, tmp_path, nodes=6)
+    phases = 4  # of the sum of item counts, then of the first round
+
+    def fault(node: int, kind: str, count: int) -> str:
+        if (node, kind, count) == (11, "secure", phases + 3):
+            here.starts[10] = -1  # its masked vector is there
+        return "offline" if node == 10 and kind == "secure" and count > phases + 3 else ""
+
+    here.fault = fault
+    out = tmp_path / "run"
+    run_on_nodes(here, options(six, out, min_nodes=5, secure=True, deadline=2, set={"rounds": 1}))
+    (line,) = lines(out)[1:]
+    assert (line["nodes"], line["refused"]) == (6, {})
+    found, expected = (saved_round(run, 1)[1] for run in (out, six.local(rounds=1)))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+
+
+def test_a_node_that_missed_the_end_is_told_when_the_run_is_started_again(three: World, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    deaf: Fault = lambda node, kind, count: "untaken" if (node, kind) == (11, "finish") else ""  # noqa: E731
+    run_on_nodes(grid(three, tmp_path, deaf), options(three, out, deadline=1))
+    assert summary(out)["nodes_untold"] == [1]
+    assert list((tmp_path / "store-1").glob("*.unfinished"))
+    run_on_nodes(grid(three, tmp_path), options(three, out))
+    assert summary(out)["nodes_untold"] == []
+    whole = load_run(three.local()).predictions()
+    assert pl.concat(load_run(kept(tmp_path, node)).predictions() for node in range(3)).equals(whole)
+    run_on_nodes(HereGrid({}), options(three, out))  # nobody is asked any more
+
+
+def test_a_node_does_not_finish_with_a_damaged_round(three: World, tmp_path: Path) -> None:
+    def fault(node: int, kind: str, count: int) -> str:
+        if (node, kind) == (12, "finish"):
+            for path in (tmp_path / "store-2").glob("*.unfinished/checkpoints/node-0/*/personal.safetensors"):
+                path.write_bytes(path.read_bytes()[:-1])
+        return ""
+
+    out = tmp_path / "run"
+    run_on_nodes(grid(three, tmp_path, fault), options(three, out))
+    assert summary(out)["nodes_untold"] == [2]
+    assert list((tmp_path / "store-2").glob("*.unfinished"))
 
 
 def test_a_node_that_does_not_fit_is_told_why(

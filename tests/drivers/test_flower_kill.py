@@ -18,10 +18,8 @@ import pytest
 from drivers.flower_net import Net, network
 from drivers.flower_world import world
 
-pytestmark = [pytest.mark.slow, pytest.mark.soak]
-
 KILLS = int(os.environ.get("FEDPA_KILLS", "4"))
-"""``make test-all`` with 20 of them shows what the page on operating a run says."""
+"""``make test-all`` has 20 of them."""
 
 NODES = 2
 _QUIET_SECONDS = (1.0, 12.0)
@@ -78,9 +76,10 @@ class Killer:
         }
 
 
-def test_a_run_outlives_every_process(tmp_path_factory: pytest.TempPathFactory) -> None:
+@pytest.mark.parametrize("kills", [1, pytest.param(KILLS, marks=pytest.mark.slow)])
+def test_a_run_outlives_every_process(tmp_path_factory: pytest.TempPathFactory, kills: int) -> None:
     made = world(tmp_path_factory, NODES)
-    rounds = KILLS + 2
+    rounds = kills + 2
     local = made.local(rounds=rounds)
     with network(made.folder / "net", NODES, apart=True) as net:
         made.start(net, range(NODES))
@@ -88,7 +87,7 @@ def test_a_run_outlives_every_process(tmp_path_factory: pytest.TempPathFactory) 
         seed = random.randrange(1 << 32)
         print(f"seed {seed}")
         killer = Killer(net, made.app(net, out, set={"rounds": rounds}), seed)
-        for way in itertools.islice(itertools.cycle(killer.ways), KILLS):
+        for way in itertools.islice(itertools.cycle(killer.ways), kills):
             moment = time.monotonic() + killer.random.uniform(*_QUIET_SECONDS)
             net.wait(lambda moment=moment: time.monotonic() > moment, _END_SECONDS, "a moment")  # type: ignore[misc]
             net.wait(lambda way=way: out.exists() or killer.ways[way](), _END_SECONDS, way)  # type: ignore[misc]
@@ -97,5 +96,5 @@ def test_a_run_outlives_every_process(tmp_path_factory: pytest.TempPathFactory) 
             killer.done.append(way)
             print(f"killed {way}")
         net.wait(out.exists, _END_SECONDS, f"run, after {killer.done}", pause=1.0)
-        assert len(killer.done) == KILLS
+        assert len(killer.done) == kills
         made.same(net, out, local)

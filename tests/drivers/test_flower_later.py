@@ -164,7 +164,8 @@ def test_a_node_that_was_no_part_of_the_earlier_run_begins_anew(
     shutil.rmtree(site.folder / "store-1")
     with caplog.at_level(logging.WARNING):
         after = site.after(set_={"rounds": 0})
-    assert "is not here: users begin as new ones" in caplog.text
+    assert "is not here: users begin as new ones" in caplog.text  # on the node
+    assert "node 1: was no part of the earlier run" in caplog.text  # on the server
     kept, nothing = (by_user(run) for run in site.nodes(after))
     assert sum(map(any, kept.values())) > len(kept) / 2
     assert not any(map(any, nothing.values()))
@@ -227,6 +228,27 @@ def test_a_day_without_its_yesterday_says_what_is_missing(site: Site, caplog: py
     with caplog.at_level(logging.ERROR):
         site.after(least=1)
     assert str(site.folder / "first" / node_folder(1)) in caplog.text
+
+
+def test_a_stopped_run_needs_nothing_of_yesterday_and_no_word_of_migration(site: Site) -> None:
+    site.before()
+    changed = {"rounds": 2, "rank": 2}
+    with pytest.raises(ArtifactError, match="do not fit today's"):
+        site.after(set_=changed)
+    stop: Fault = lambda node, kind, count: "stop" if (node, kind, count) == (11, "round", 2) else ""  # noqa: E731
+    with pytest.raises(Stopped):
+        site.after(set_=changed, migrate=True, fault=stop)
+    for node in range(NODES):
+        shutil.rmtree(site.first[node_folder(node)])
+    after = site.after(set_=changed)
+    assert [line["nodes"] for line in after.history[1:]] == [NODES, NODES]
+    assert all("users" in run.config["continues"] for run in site.nodes(after))
+
+
+def test_a_run_that_was_not_made_on_flower_is_refused(site: Site, tmp_path: Path) -> None:
+    site.world.run(tmp_path / "local")
+    with pytest.raises(ArtifactError, match="was not made on Flower"):
+        site.after(**{"continue": str(tmp_path / "local")})
 
 
 def test_lines_of_the_new_run_are_told_to_the_nodes(site: Site) -> None:

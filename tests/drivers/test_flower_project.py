@@ -59,6 +59,7 @@ def test_rounds_are_a_setting() -> None:
         ({"min-nodes": 0}, "min-nodes is 0, expected 1 or more"),
         ({"deadline": 0.0}, "deadline is 0.0"),
         ({"log": "xml"}, "expected text or json"),
+        ({"settings": "lr='0.1"}, "settings cannot be read"),
     ],
 )
 def test_odd_options_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -93,11 +94,23 @@ def test_keys_are_a_chain_that_names_the_hosts(tmp_path: Path) -> None:
 def test_verbs_write_what_they_say(tmp_path: Path) -> None:
     done = CliRunner().invoke(flower_verbs, ["keys", str(tmp_path / "keys"), "--nodes", "1"])
     assert done.exit_code == 0, done.output
-    line = ["new", tmp_path / "app", "--dataset", "d", "--out", "r", "--set", "lr=0.5", "--min-nodes", 4]
+    line = [
+        "new",
+        tmp_path / "app",
+        "--dataset",
+        "d",
+        "--out",
+        "r",
+        "--set",
+        "adam_betas=[0.9, 0.99]",
+        "--min-nodes",
+        4,
+    ]
     more = ["--ca", tmp_path / "keys" / "ca.crt", "--superlink", "h:1", "--json"]
     done = CliRunner().invoke(flower_verbs, [str(part) for part in [*line, *more]])
     assert done.exit_code == 0, done.output
     made = tomllib.loads((tmp_path / "app" / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
-    assert (made["min-nodes"], made["settings"], made["foundation"]) == (4, "lr=0.5", "")
+    assert (made["min-nodes"], made["foundation"]) == (4, "")
+    assert Options.of(made).settings == {"adam_betas": [0.9, 0.99]}
     where = tomllib.loads((tmp_path / "app" / ".flwr" / "config.toml").read_text())["superlink"]
     assert where[where["default"]] == {"address": "h:1", "root-certificates": str(tmp_path / "keys" / "ca.crt")}

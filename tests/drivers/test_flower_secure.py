@@ -20,7 +20,7 @@ from fedpa.methods import FederatedMethod, find_method
 
 NODES = 5
 
-pytestmark = [pytest.mark.slow, pytest.mark.soak]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -192,3 +192,20 @@ def test_a_cluster_that_was_noted_and_is_gone_is_refused(tmp_path: Path, monkeyp
     (tmp_path / "ray" / "ray_current_cluster").write_text("127.0.0.1:1\n")
     with pytest.raises(ConfigError, match=r"address '127\.0\.0\.1:1': no Ray cluster answers there"):
         Cluster("auto", 1)
+
+
+_IMPORTS = """
+import ray
+from fedpa.drivers.ray_cluster import Cluster
+Cluster(None, 1).leave()
+"""
+
+
+@pytest.mark.parametrize("mode", [pytest.param("token", marks=pytest.mark.slow), "disabled"])
+def test_a_process_that_imported_ray_before_has_a_token_or_is_told_why_not(mode: str) -> None:
+    environment = {**os.environ, "RAY_AUTH_MODE": mode}
+    done = subprocess.run(
+        [sys.executable, "-c", _IMPORTS], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode == 0) == (mode == "token"), done.stderr
+    assert ("this process imported Ray before" in done.stderr) == (mode != "token")

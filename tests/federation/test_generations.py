@@ -281,3 +281,33 @@ def test_what_is_noted_must_be_json(some: Generations) -> None:
         with pytest.raises((ValueError, TypeError)):
             some.draft(1).publish(about)
         assert some.numbers() == []
+
+
+def test_a_crash_while_one_takes_anothers_place_leaves_one_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopper = _Stopper()
+    for name in ("write_file", "rename", "sync_file", "sync_folder"):
+        monkeypatch.setattr(module, name, stopper.of(getattr(module, name)))
+    monkeypatch.setattr(shutil, "rmtree", stopper.of(shutil.rmtree))
+
+    def stopped_at(call: int | None) -> Generations:
+        found = Generations(tmp_path / str(call), KIND)
+        make(found, 1, version="old")
+        stopper.calls, stopper.stop = 0, call
+        try:
+            make(found, 1, version="new")
+        finally:
+            stopper.stop = None
+        return found
+
+    assert stopped_at(None).good() == {1: {"number": 1, "version": "new"}}
+    versions = []
+    for call in range(1, stopper.calls + 1):
+        with pytest.raises(Killed):
+            stopped_at(call)
+        again = Generations(tmp_path / str(call), KIND)
+        assert names(again) == ["000001"]
+        versions.append(again.good()[1]["version"])
+    assert versions == sorted(versions, reverse=True), "the old one until the new one is there"
+    assert {*versions} == {"old", "new"}

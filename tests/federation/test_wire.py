@@ -74,8 +74,9 @@ def test_an_order_comes_back_to_the_bit(tmp_path: Path, spec: str) -> None:
     layout, settings = toys.model.layout, toys.method.settings
     toys.round(1)
     order = Order(RUN, 2, tuple(toys.server.state), toys.server.downlink, train=False)
-    back, base = unpack_order(layout, settings, *through_json(pack_order(layout, order, Base(1, (0, 1)))))
-    assert (back.run, back.number, back.train, base) == (RUN, 2, False, Base(1, (0, 1)))
+    sent = Base(1, tuple(range(200)))
+    back, base = unpack_order(layout, settings, *through_json(pack_order(layout, order, sent)))
+    assert (back.run, back.number, back.train, base) == (RUN, 2, False, sent)
     assert all(torch.equal(a, b) for a, b in zip(back.state, order.state, strict=True))
     assert [one.table for one in back.downlink] == [one.table for one in order.downlink]
     for one, other in zip(back.downlink, order.downlink, strict=True):

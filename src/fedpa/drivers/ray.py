@@ -16,12 +16,13 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from fedpa.drivers.driver import Plan
 from fedpa.drivers.ray_actor import Seal, ShardActor, convert_order, convert_report, facts_of, to_array, to_tensor
-from fedpa.drivers.ray_cluster import Cluster, import_ray
+from fedpa.drivers.ray_cluster import Cluster, missing
 from fedpa.durable import write_file
 from fedpa.errors import ConfigError, FedpaError
 from fedpa.federation.form import Reason
@@ -44,7 +45,8 @@ def check_options(deadline: float | None, threads: int | None) -> None:
     ------
     ConfigError
     """
-    import_ray()
+    if find_spec("ray") is None:
+        raise missing()
     if deadline is not None and not deadline > 0:
         raise ConfigError(f"deadline: found {deadline}, expected a number of seconds above 0")
     if threads is not None and threads < 1:

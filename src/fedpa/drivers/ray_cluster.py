@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import re
@@ -16,7 +17,7 @@ from typing import Any
 
 from fedpa.errors import ConfigError
 
-__all__ = ["Cluster", "import_ray"]
+__all__ = ["Cluster", "import_ray", "missing"]
 
 _log = logging.getLogger(__name__)
 _ADDRESS = re.compile(r"auto|[^\s/]+:\d{1,5}")
@@ -39,8 +40,13 @@ def import_ray() -> Any:
     try:
         import ray
     except ImportError:
-        raise ConfigError("driver ray: needs Ray, which is not installed", 'pip install "fedpa[ray]"') from None
+        raise missing() from None
     return ray
+
+
+def missing() -> ConfigError:
+    """What is said where Ray is not installed."""
+    return ConfigError("driver ray: needs Ray, which is not installed", 'pip install "fedpa[ray]"')
 
 
 class Cluster:
@@ -105,6 +111,11 @@ class Cluster:
         self._folder = None
 
     def _start(self, cpus: int) -> None:
+        if "ray" in sys.modules and not _has_tokens():
+            raise ConfigError(
+                "this process imported Ray before it could be told to ask for a token",
+                "set RAY_AUTH_MODE=token before that, or call ray.init yourself: the driver takes what is there",
+            )
         # What has imported Ray before has read where it listens.
         wanted = {**({} if "ray" in sys.modules else _LOOPBACK), **_QUIET, "RAY_AUTH_MODE": "token"}
         for key, value in {**wanted, "RAY_AUTH_TOKEN": _TOKEN}.items():
@@ -198,6 +209,12 @@ def _reach(address: str) -> None:
         subprocess.run(command, capture_output=True, check=True, timeout=_HEALTH_SECONDS)
     except (OSError, OverflowError, subprocess.SubprocessError) as error:
         raise _unreachable(address, error) from error
+
+
+def _has_tokens() -> bool:
+    """Whether Ray, which reads this when it is imported, wants a token of whoever calls."""
+    raylet: Any = importlib.import_module("ray._raylet")
+    return bool(raylet.get_authentication_mode() == raylet.AuthenticationMode.TOKEN)
 
 
 def _is_connected() -> bool:

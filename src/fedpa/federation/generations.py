@@ -24,7 +24,7 @@ __all__ = ["MANIFEST", "Draft", "Generations"]
 MANIFEST = "generation.json"
 _log = logging.getLogger(__name__)
 _DIGITS = 6
-_PARTIAL, _GONE = ".partial", ".gone"
+_PARTIAL, _GONE, _ASIDE = ".partial", ".gone", ".aside"
 
 
 class Draft:
@@ -77,8 +77,13 @@ class Draft:
             sync_folder(self.path)
         target = self._generations.path(self.number)
         if target.exists():
-            self._generations.drop(self.number)
-        rename(self.path, target, sync=sync)
+            aside = target.with_name(f".{target.name}{_ASIDE}")
+            shutil.rmtree(aside, ignore_errors=True)
+            rename(target, aside, sync=sync)
+            rename(self.path, target, sync=sync)
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            rename(self.path, target, sync=sync)
         return target
 
     def discard(self) -> None:
@@ -92,7 +97,7 @@ class Generations:
     Parameters
     ----------
     folder : Path
-        Made if it is missing; what a crash left half-written in it is removed.
+        Made if it is missing; what a crash left half-written in it is removed, and what it left half-replaced put back.
     kind : str
         What they are, noted in each manifest.
     sync : bool
@@ -103,8 +108,15 @@ class Generations:
         self.folder, self.kind, self.sync = folder, kind, sync
         make_folder(folder, sync=sync)
         for left in folder.iterdir():
-            if left.name.startswith(".") and left.suffix in (_PARTIAL, _GONE):
+            if left.name.startswith(".") and left.suffix == _ASIDE and not self._replaced(left).exists():
+                rename(left, self._replaced(left), sync=sync)
+            elif left.name.startswith(".") and left.suffix in (_PARTIAL, _GONE, _ASIDE):
                 shutil.rmtree(left, ignore_errors=True)
+
+    @staticmethod
+    def _replaced(aside: Path) -> Path:
+        """Where a generation was that a new one was to take the place of."""
+        return aside.with_name(aside.stem.removeprefix("."))
 
     def draft(self, number: int) -> Draft:
         """Begin a generation; what was left of an unfinished one of the same number is removed."""
