@@ -90,8 +90,8 @@ def adapt(
     progress : bool
         Draw a bar on standard error.
     foundation_path : path, optional
-        Where `foundation` was loaded from, or ``my_file.py:build`` for a wrapped module, noted in the run so that it
-        can be found again.
+        Where `foundation` is, noted in the run so that it can be found again: by default the folder that it was saved
+        to or loaded from; ``my_file.py:build`` for a wrapped module.
     driver : {"local", "ray"}
         Where shards are: in this process, or in actors of Ray (extra ``fedpa[ray]``); the result is equal to the bit.
     shards : int

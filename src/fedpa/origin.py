@@ -45,8 +45,10 @@ def noted(
     dataset : Dataset
     foundation : Foundation or None
     foundation_path : path, optional
-        Where it was loaded from.
+        Where it was loaded from; by default what it says itself.
     """
+    if foundation is not None and foundation_path is None:
+        foundation_path = foundation.path
     return {
         "method": absolute(name) if is_own_code(name) else name,
         "preset": preset,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import shutil
@@ -27,6 +28,7 @@ from fedpa.federation.generations import Generations
 from fedpa.federation.order import Base, Order, Report
 from fedpa.federation.server import Server, Upload
 from fedpa.federation.shard import Shard
+from fedpa.models.foundation import load_foundation
 from fedpa.run import Run, load_run
 from fedpa.unfinished import room_of
 from prepared import Small, small
@@ -527,11 +529,19 @@ def test_only_what_the_run_was_begun_with_is_gone_on_with(made: Small, tmp_path:
     assert resume(tmp_path / "run").summary["rounds"] == ROUNDS
 
 
+def test_a_foundation_is_found_where_it_was_saved(made: Small, tmp_path: Path) -> None:
+    for foundation in (made.foundation, load_foundation(made.foundation_path)):
+        run = adapt(foundation, made.dataset, rounds=0)
+        assert run.config["foundation"]["path"] == str(made.foundation_path)
+        assert load_run(run.path).foundation is not None
+
+
 def test_a_foundation_that_was_never_saved_must_be_given(made: Small, tmp_path: Path, alone: Alone) -> None:
+    unsaved = dataclasses.replace(made.foundation, path=None)
     with pytest.MonkeyPatch.context() as patch:
         before_a_node_trains(patch, stop := Stop(room_of(tmp_path / "run"), tmp_path / "copy"), 3)
         with pytest.raises(Killed):
-            adapt(made.foundation, made.dataset, out=tmp_path / "run", seed=1, **COMMON, **SPECS["fedpa"])
+            adapt(unsaved, made.dataset, out=tmp_path / "run", seed=1, **COMMON, **SPECS["fedpa"])
     stop.leave()
     with pytest.raises(ArtifactError, match="the foundation was never saved"):
         resume(tmp_path / "run")

@@ -61,7 +61,7 @@ def continue_run(
     foundation : Foundation, optional
         By default the run's. Another one is refused, unless it is to `migrate`.
     foundation_path : path, optional
-        Where `foundation` was loaded from.
+        Where `foundation` is; as for `fedpa.adapt`.
     migrate : bool
         Take over what still fits another foundation or other settings, and note the rest as ``dropped``. What is taken
         over is each parameter's change from where it began; moments of optimisers are not, with another foundation.
@@ -178,8 +178,8 @@ def _config(
     if isinstance(rounds, int) and rounds >= 0:
         changed["rounds"] = first + rounds
     path = noted_path(foundation_path)
-    if path is None and before["foundation"] is not None:
-        path = before["foundation"]["path"] if foundation is run.foundation else None
+    if path is None and foundation is not None:
+        path = before["foundation"]["path"] if foundation is run.foundation else noted_path(foundation.path)
     return before | {
         "settings": changed,
         "label": dataset.label_name,

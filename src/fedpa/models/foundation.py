@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,8 @@ class Foundation:
         SHA-256 over weights, encoders and inputs: an adapter carries it and fits no other foundation.
     inputs : Inputs
         The reader of users' pasts and the known items, if the model has them.
+    path : Path or None
+        The folder that it was saved to or loaded from, which a run notes so that it is found again.
     """
 
     model: MLP
@@ -50,6 +52,7 @@ class Foundation:
     facts: dict[str, Any]
     hash: str
     inputs: Inputs = field(default_factory=Inputs)
+    path: Path | None = field(default=None, compare=False, repr=False)
 
     @property
     def n_weights(self) -> int:
@@ -120,6 +123,7 @@ class Foundation:
                     "weights_sha256": sha256(room / "foundation.safetensors"),
                 },
             )
+        object.__setattr__(self, "path", Path(out).resolve())
 
 
 def _weights(model: MLP, inputs: Inputs) -> dict[str, Tensor]:
@@ -162,4 +166,4 @@ def load_foundation(path: Path | str) -> Foundation:
     foundation = Foundation.of(model, manifest["features"], manifest["facts"], Inputs(reader, known))
     if foundation.hash != manifest["hash"]:
         raise ArtifactError(f"{folder}: the weights are not those of the manifest's hash {manifest['hash'][:12]}")
-    return foundation
+    return replace(foundation, path=folder.resolve())
