@@ -16,7 +16,7 @@ help:
 	@echo "make test-all   every test, with as many kills and moments as there are"
 	@echo "make lint       ruff, format and strict types"
 	@echo "make format     format the code"
-	@echo "make bench      every benchmark, as JSON"
+	@echo "make bench      the benchmarks of speed and memory that need no data, as JSON"
 
 install: $(INSTALLED)
 
@@ -49,4 +49,8 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 
 bench: $(INSTALLED)
-	@set -e; for file in benchmarks/*.py; do $(BIN)/python $$file; done
+	$(BIN)/python benchmarks/round.py --scale 10000,100000 --json
+	$(BIN)/python benchmarks/ray_driver.py --scale 10000 --json
+	$(BIN)/python benchmarks/flower.py --json
+	$(BIN)/python benchmarks/secagg.py --json
+	$(BIN)/python benchmarks/wrap_memory.py

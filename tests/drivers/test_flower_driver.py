@@ -20,7 +20,7 @@ from fedpa.data.shard import SERVER
 from fedpa.drivers.flower import members, post
 from fedpa.drivers.flower.job import run_on_nodes
 from fedpa.drivers.flower.options import Options
-from fedpa.errors import ArtifactError, ConfigError, FedpaError
+from fedpa.errors import ArtifactError, ConfigError, DataError, FedpaError
 from fedpa.federation.coordinator import saved_round
 from fedpa.run import load_run
 
@@ -98,6 +98,14 @@ def test_a_nodes_run_scores_its_users_as_one_process_does(three: World, tmp_path
     whole = load_run(three.local()).predictions()
     runs = [load_run(kept(tmp_path, node)) for node in range(3)]
     assert pl.concat(run.predictions() for run in runs).equals(whole)
+    one = runs[0]
+    assert 0 < one.evaluate("test")["gauc"] < 1
+    forgotten = one.dataset.user_ids.gather(one.rows.users)[
+        int(np.flatnonzero(one._store().read(np.arange(5)).any(1))[0])
+    ]
+    assert one.forget(forgotten)["erased"] > 0
+    with pytest.raises(DataError, match="cannot be counted here"):
+        one.recommend(forgotten)
     damaged = kept(tmp_path, 0) / "tally.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1])
     with pytest.raises(ArtifactError, match=r"tally\.safetensors: cannot be read"):

@@ -530,8 +530,8 @@ def test_only_what_the_run_was_begun_with_is_gone_on_with(made: Small, tmp_path:
 
 
 def test_a_foundation_is_found_where_it_was_saved(made: Small, tmp_path: Path) -> None:
-    for foundation in (made.foundation, load_foundation(made.foundation_path)):
-        run = adapt(foundation, made.dataset, rounds=0)
+    for number, foundation in enumerate((made.foundation, load_foundation(made.foundation_path))):
+        run = adapt(foundation, made.dataset, out=tmp_path / str(number), rounds=0)
         assert run.config["foundation"]["path"] == str(made.foundation_path)
         assert load_run(run.path).foundation is not None
 

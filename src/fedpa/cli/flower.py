@@ -17,12 +17,15 @@ __all__ = ["flower_verbs"]
 flower_verbs = typer.Typer(**STYLE)
 
 
-@flower_verbs.command(epilog=example("fedpa flower keys keys --nodes 2 --host 127.0.0.1 --host server.example.org"))
+@flower_verbs.command(epilog=example("fedpa flower keys keys --nodes 2 --host server.example.org"))
 def keys(
     out: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write.")],
     nodes: Annotated[int, typer.Option("--nodes", help="Number of nodes.")],
     host: Annotated[
-        list[str] | None, typer.Option("--host", help="Name or address of the SuperLink; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            "--host", help="Name or address of the SuperLink, beside 127.0.0.1 and localhost; may be repeated."
+        ),
     ] = None,
     days: Annotated[int, typer.Option("--days", help="For how long the certificates are good.")] = 365,
     overwrite: Overwrite = False,
@@ -32,7 +35,8 @@ def keys(
     _needs_flower()
     from fedpa.drivers.flower.keys import make_keys
 
-    files = make_keys(out, nodes=nodes, hosts=host or ["127.0.0.1", "localhost"], days=days, overwrite=overwrite)
+    hosts = dict.fromkeys([*(host or []), "127.0.0.1", "localhost"])
+    files = make_keys(out, nodes=nodes, hosts=list(hosts), days=days, overwrite=overwrite)
     show({"keys": str(out), "files": list(files)}, as_json)
 
 
