@@ -34,7 +34,7 @@ test: $(INSTALLED)
 
 # Exit code 5 says that no test was chosen.
 test-slow: $(INSTALLED)
-	$(PYTEST) -m slow || test $$? -eq 5
+	$(PYTEST) -n 3 -m slow || test $$? -eq 5
 
 test-all: $(INSTALLED)
 	FEDPA_KILLS=20 $(PYTEST)

@@ -292,7 +292,7 @@ class Memory:
                     except psutil.Error:
                         continue
                     if "flwr-clientapp" in line:
-                        own += size
+                        own = max(own, size)  # one that ends may still be there
                     else:
                         still += size
                 self.node, self.supernode = max(self.node, own), max(self.supernode, still)

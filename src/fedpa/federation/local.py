@@ -185,11 +185,12 @@ class LocalTrainer:
             return
         strength = settings.lr * settings.personal_decay
         prior = self._row("prior", lambda name: strength * (self._kind(name) == "personal"))
-        pull = (prior if rates is None else prior * rates) / self._count[:users]
-        gone = self._distance[:users] + update
+        pull, gone, more = (self._room(name, *self.weights.shape)[:users] for name in ("pull", "gone", "more"))
+        torch.div(prior if rates is None else prior * rates, self._count[:users], out=pull)
+        torch.add(self._distance[:users], update, out=gone)
         if not first:
             gone += self.change[:users]
-        update.addcmul_(gone, pull / (1 + pull), value=-1)
+        update.addcmul_(gone, pull.div_(torch.add(pull, 1, out=more)), value=-1)
 
     def _kind(self, name: str) -> str:
         return self.model.layout.scopes[name].kind
@@ -204,10 +205,10 @@ class LocalTrainer:
             gradient.mul_(rates)
 
     def _update(self, gradient: Tensor, users: int, turn: Names | None) -> Tensor:
-        """The step of Kingma & Ba (2015), algorithm 1, or of plain gradient descent."""
+        """The step of Kingma & Ba (2015), algorithm 1, or of plain gradient descent, in the gradient's place."""
         settings = self.settings
         if settings.optimizer == "sgd":
-            return gradient * -settings.lr
+            return gradient.mul_(-settings.lr)
         self._counts[turn] = self._counts.get(turn, 0) + 1
         done: int | Tensor = self._counts[turn]
         if settings.keep_optimizer:
@@ -227,8 +228,9 @@ class LocalTrainer:
             moves = self._row(turn, lambda name: float(turn(name)))
             mean.addcmul_(gradient - mean, moves, value=1 - beta1)
             square.addcmul_(gradient * gradient - square, moves, value=1 - beta2)
-        scale = (square / (1 - beta2**done)).sqrt_().add_(settings.adam_eps)
-        return (mean / scale).mul_(-settings.lr / (1 - beta1**done))
+        scale = self._room("more", *self.weights.shape)[:users]
+        torch.div(square, 1 - beta2**done, out=scale).sqrt_().add_(settings.adam_eps)
+        return torch.div(mean, scale, out=gradient).mul_(-settings.lr / (1 - beta1**done))
 
     def _rates(self, turn: Names | None) -> Tensor | None:
         """Factor on the step of every weight [width]; None where all are one."""
