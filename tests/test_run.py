@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -87,7 +88,8 @@ def test_another_data_set_is_refused(run: Run, made: Small, tmp_path: Path) -> N
 
 
 def test_a_foundation_that_was_never_saved(made: Small, tmp_path: Path) -> None:
-    found = adapt(made.foundation, made.dataset, out=tmp_path / "run", **(QUICK | {"rounds": 1}))
+    unsaved = dataclasses.replace(made.foundation, path=None)
+    found = adapt(unsaved, made.dataset, out=tmp_path / "run", **(QUICK | {"rounds": 1}))
     with pytest.raises(ArtifactError, match=r"never saved[\s\S]*foundation="):
         load_run(found.path).scores  # noqa: B018
     assert len(load_run(found.path, foundation=made.foundation).scores) == len(found.rows.row)

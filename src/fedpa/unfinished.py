@@ -29,9 +29,6 @@ def room_of(target: Path) -> Path:
 
 
 def _go_on(room: Path) -> str:
-    with contextlib.suppress(ArtifactError):
-        if read_config(room).get("engine", {}).get("driver") == "flower":
-            return "go on with flwr run, as it was started"
     return f"go on with fedpa adapt --resume {room.with_name(room.name.removesuffix(_SUFFIX))}"
 
 
@@ -67,10 +64,16 @@ def new_room(target: Path, *, overwrite: bool) -> Path:
 
 
 @contextlib.contextmanager
-def claimed(room: Path) -> Iterator[None]:
+def claimed(room: Path, again: str = "") -> Iterator[None]:
     """Be the only process that works on an unfinished run.
 
     After a failure the folder stays, so that the run can go on, unless no round was completed.
+
+    Parameters
+    ----------
+    room : Path
+    again : str
+        How to go on with it after an error; by default by ``--resume``.
 
     Raises
     ------
@@ -87,7 +90,9 @@ def claimed(room: Path) -> Iterator[None]:
         except OSError as error:
             raise ArtifactError(f"{room}: another process works on this run", "wait for it, or stop it") from error
         try:
-            with explained(room, "free some space or mend the disk; if rounds were completed, " + _go_on(room)):
+            with explained(
+                room, "free some space or mend the disk; if rounds were completed, " + (again or _go_on(room))
+            ):
                 yield
         except BaseException:
             if not any(int(place.name) for place in room.glob("checkpoints/server/[0-9]*")):

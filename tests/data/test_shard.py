@@ -14,7 +14,7 @@ import torch
 from command import answer, fedpa
 from fedpa.data.dataset import COLD, OPEN, PRIVATE, Dataset
 from fedpa.data.leave_one_out import leave_one_out
-from fedpa.data.shard import SERVER, check_sharded, node_folder, private_users, shard, shard_facts, user_numbers
+from fedpa.data.shard import SERVER, node_folder, private_users, shard, shard_facts, user_numbers
 from fedpa.errors import ArtifactError, ConfigError, DataError
 from fedpa.federation.rows import ShardRows
 from fedpa.federation.shard import Shard
@@ -189,17 +189,6 @@ def test_equal_data_give_equal_bytes(parts: Divided, tmp_path: Path) -> None:
 def test_one_user_on_each_node(parts: Divided, tmp_path: Path) -> None:
     many = divided(parts.whole, tmp_path, private_users(parts.whole))
     assert {int((data.side == PRIVATE).sum()) for data in many.nodes} == {1}
-
-
-def test_a_server_that_tells_users_apart_is_refused(parts: Divided) -> None:
-    seeing, blind = (
-        cast(FederatedMethod, find_method(name).configured("default", {})).model(None, parts.nodes[0], 0, CPU).layout
-        for name in ("gpfedrec", "fedmf")
-    )
-    with pytest.raises(ConfigError, match="choose a method whose server sees sums alone"):
-        check_sharded(parts.nodes[0], seeing)
-    check_sharded(parts.nodes[0], blind)
-    check_sharded(parts.whole, seeing)
 
 
 @pytest.mark.parametrize("shards", [0, 10_000])

@@ -21,7 +21,7 @@ from fedpa.drivers.flower import members, post
 from fedpa.drivers.flower.job import run_on_nodes
 from fedpa.drivers.flower.options import Options
 from fedpa.errors import ArtifactError, ConfigError, DataError, FedpaError
-from fedpa.federation.coordinator import saved_round
+from fedpa.federation.coordinator import Coordinator, saved_round
 from fedpa.run import load_run
 
 
@@ -231,17 +231,21 @@ def lose(tmp_path: Path, node: int) -> None:
 
 
 def test_a_node_that_lost_its_disk_goes_on_from_nothing(
-    three: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    three: World, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """In the end it has nothing any more of the best round, and keeps the earliest that it has."""
+    monkeypatch.setattr(Coordinator, "_selected", lambda self, values: -abs(self.number - 2))
+
     def fault(node: int, kind: str, count: int) -> str:
         if (node, kind, count) == (12, "round", 3):
             lose(tmp_path, 2)
         return ""
 
-    out = tmp_path / "run"
-    run_on_nodes(grid(three, tmp_path, fault), options(three, out, min_nodes=2, set={"rounds": 4}))
-    assert [line.get("nodes") for line in lines(out)] == [None, 3, 3, 2, 3]
-    assert "node 2: lost what its devices kept of round 2, and goes on from round 0" in caplog.text
+    out, more = tmp_path / "run", {"rounds": 7}
+    run_on_nodes(grid(three, tmp_path, fault), options(three, out, min_nodes=2, set=more))
+    assert [line.get("nodes") for line in lines(out)] == [None, 3, 3, 2, 3, 3, 3, 3]
+    assert "node 2: lost what its devices kept of round 2, went on from round 0" in caplog.text
+    assert summary(out)["best_round"] == 2
     assert summary(out)["nodes_untold"] == []
     assert load_run(kept(tmp_path, 2)).predictions().height > 0
 
@@ -255,8 +259,29 @@ def test_a_node_that_lost_its_disk_does_not_keep_a_stopped_run_from_going_on(
         run_on_nodes(grid(three, tmp_path, stop), options(three, out, set=more))
     lose(tmp_path, 2)
     run_on_nodes(grid(three, tmp_path), options(three, out, set=more))
-    assert "node 2: lost what its devices kept of round 3, and goes on from round 0" in caplog.text
+    assert "node 2: lost what its devices kept of round 3, went on from round 0" in caplog.text
     assert [line.get("nodes") for line in lines(out)] == [None, 3, 3, 3, 3]
+
+
+def test_a_server_that_was_restored_from_a_backup_goes_on(
+    three: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nodes hold later rounds alone, and go on from what is nearest."""
+    out, room = tmp_path / "run", tmp_path / "run.unfinished"
+
+    def fault(node: int, kind: str, count: int) -> str:
+        if (node, kind, count) == (10, "round", 2):
+            shutil.copytree(room, tmp_path / "backup")
+        return "stop" if (node, kind, count) == (10, "round", 6) else ""
+
+    more = {"rounds": 6}
+    with pytest.raises(Stopped):
+        run_on_nodes(grid(three, tmp_path, fault), options(three, out, set=more))
+    shutil.rmtree(room)
+    (tmp_path / "backup").rename(room)
+    run_on_nodes(grid(three, tmp_path), options(three, out, set=more))
+    assert "lost what its devices kept of round 1, went on from round" in caplog.text
+    assert [line.get("nodes") for line in lines(out)] == [None, *[3] * 6]
 
 
 def test_an_upload_counts_though_its_node_has_left(three: World, tmp_path: Path) -> None:
@@ -359,6 +384,13 @@ def test_a_run_that_is_started_anew_takes_nothing_from_the_one_before(three: Wor
     assert shared(out) == first
     assert summary(out)["answers_lost"] == {}
     assert len([path for path in (tmp_path / "store-0").iterdir() if path.is_dir()]) == 2
+
+
+@pytest.mark.parametrize("given", [{"method": "gpfedrec"}, {"set": {"visible": "rows", "aggregation": "median"}}])
+def test_a_server_that_tells_users_apart_is_refused(three: World, tmp_path: Path, given: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="choose a method whose server sees sums alone"):
+        run_on_nodes(HereGrid({}), options(three, tmp_path / "run", **given))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_method_without_federation_is_refused(three: World, tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ class Killer:
 @pytest.mark.parametrize("kills", [1, pytest.param(KILLS, marks=pytest.mark.slow)])
 def test_a_run_outlives_every_process(tmp_path_factory: pytest.TempPathFactory, kills: int) -> None:
     made = world(tmp_path_factory, NODES)
-    rounds = kills + 2
+    rounds = kills + 4
     local = made.local(rounds=rounds)
     with network(made.folder / "net", NODES, apart=True) as net:
         made.start(net, range(NODES))

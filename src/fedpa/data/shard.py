@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -17,13 +17,9 @@ from fedpa.data.derive import row_facts, write_derived_manifest, write_rows
 from fedpa.data.encode import Numeric, from_json
 from fedpa.errors import ArtifactError, ConfigError, DataError
 
-if TYPE_CHECKING:
-    from fedpa.federation.parameters import Layout
-
 __all__ = [
     "SERVER",
     "ShardFacts",
-    "check_sharded",
     "node_folder",
     "private_users",
     "shard",
@@ -95,22 +91,6 @@ def user_numbers(dataset: Dataset) -> Ints:
     return dataset._column("users.parquet", _NUMBER).to_numpy().astype(np.int64)
 
 
-def check_sharded(dataset: Dataset, layout: Layout) -> None:
-    """Refuse a method that names single users to the server, on data whose users have numbers of their own.
-
-    Raises
-    ------
-    ConfigError
-        If `dataset` is a shard and one of the method's scopes lets the server see rows.
-    """
-    if shard_facts(dataset) is not None and any(scope.sees == "rows" for scope in layout.scopes.values()):
-        raise ConfigError(
-            f"{dataset.path}: is a shard, whose users are numbered from 0 on every node, and the method's server tells "
-            "users apart by their numbers",
-            "adapt on the whole data set, or choose a method whose server sees sums alone",
-        )
-
-
 def shard(
     dataset: Dataset,
     out: Path | str,
@@ -153,6 +133,8 @@ def shard(
         If `shards` is out of range, or the data set is a shard already, or not one of `shards` and `like` is given.
     ArtifactError
         If `out` exists or cannot be written, or `like` is not what it must be.
+    DataError
+        If ids of users are of another type than those in `like`.
     """
     if shard_facts(dataset) is not None:
         raise ConfigError(f"{dataset.path}: is a shard of a data set already", "divide the data set it was made from")

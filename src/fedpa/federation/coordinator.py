@@ -344,9 +344,10 @@ class Coordinator:
         if not found and not self._generations.numbers():
             return False
         rounds = {number: _accepted_of(found[number]) for number in sorted(found, reverse=True)}
-        number = next((n for n, accepted in rounds.items() if self._is_whole(n, accepted[n], held)), None)
-        if number is None and rounds and self.driver.apart:
-            number = max(rounds)  # one node's loss is not the others'
+        if self.driver.apart:  # one node's loss is not the others'
+            number = max(rounds, default=None)
+        else:
+            number = next((n for n, accepted in rounds.items() if self._is_whole(n, accepted[n], held)), None)
         if number is None:
             raise ArtifactError(
                 f"{self._generations.folder}: holds no round of which all is there and undamaged",

@@ -60,6 +60,8 @@ class Terms:
         Seconds that a node has for its part of a round.
     begin : tuple of Message
         What nodes are told beside everybody's item counts when they start.
+    only : frozenset of int or None
+        Nodes that are asked; None: all.
     """
 
     run: str
@@ -71,6 +73,7 @@ class Terms:
     least: int
     deadline: float
     begin: tuple[Message, ...] = ()
+    only: frozenset[int] | None = None
 
 
 class FlowerDriver:
@@ -94,7 +97,9 @@ class FlowerDriver:
     def __init__(self, post: Post, terms: Terms) -> None:
         self._post, self._terms = post, terms
         roll = Roll(terms.room)
-        self._members = Members(post, roll, terms.run, terms.config, least=terms.least, deadline=terms.deadline)
+        self._members = Members(
+            post, roll, terms.run, terms.config, least=terms.least, deadline=terms.deadline, only=terms.only
+        )
         self.users = roll.users
         self.counts: Counter[str] = Counter()
         self._current: list[int] = []
@@ -111,7 +116,7 @@ class FlowerDriver:
         self._members.told = (*total, *self._terms.begin)
         self._members.muster("start")
         self._current = self._members.ready
-        return {node: sorted(self._members.held(node)) for node in self._current}
+        return {node: self._members.held(node) for node in self._current}
 
     def evaluate(self, order: Order, bases: Mapping[int, Base]) -> dict[int, Sums]:
         """Have nodes score the order's state and, if it asks for that, train from it; `train` gives the reports."""
@@ -161,7 +166,7 @@ class FlowerDriver:
         """
         text = np.frombuffer(json.dumps(list(lines)).encode(), np.uint8)
         lines_part: Message = {"kind": "lines"}, {"lines": text}
-        own = {node: (self._packed(order, node, base), lines_part) for node, base in bases.items()}
+        own = {node: (pack_order(self._terms.layout, order, base), lines_part) for node, base in bases.items()}
         answers = self._ask("finish", own, {"summary": summary})
         missing = sorted(bases.keys() - answers.keys())
         if missing:
@@ -169,7 +174,7 @@ class FlowerDriver:
         return sorted(answers)
 
     def _round(self, order: Order, bases: Mapping[int, Base]) -> tuple[dict[int, Sums], dict[int, Report]]:
-        own = {node: (self._packed(order, node, base),) for node, base in bases.items()}
+        own = {node: (pack_order(self._terms.layout, order, base),) for node, base in bases.items()}
         sums: dict[int, Sums] = {}
         reports: dict[int, Report] = {}
         for node, letter in self._ask("round", own, {"round": order.number}).items():
@@ -180,22 +185,13 @@ class FlowerDriver:
                 continue
             if report is not None:
                 reports[node] = report
-                self._members.held(node).add(order.number)
+            begun = letter.head.get("from")
+            if begun != bases[node].generation:
+                lost = bases[node].generation
+                _log.warning(
+                    "node %d: lost what its devices kept of round %d, went on from round %s", node, lost, begun
+                )
         return sums, reports
-
-    def _packed(self, order: Order, node: int, base: Base) -> Message:
-        """An order to a node, from the last generation that it holds if it lost the one that it was to start from."""
-        held = self._members.held(node)
-        if base.generation not in held:
-            last = max((n for n in held if n < base.generation), default=0)
-            _log.warning(
-                "node %d: lost what its devices kept of round %d, and goes on from round %d",
-                node,
-                base.generation,
-                last,
-            )
-            base = Base(last, base.keep)
-        return pack_order(self._terms.layout, order, base)
 
     def _read(self, order: Order, node: int, letter: Letter) -> tuple[Sums, Report | None]:
         """Both parts of an answer; whether what they say can be true is asked by the coordinator."""

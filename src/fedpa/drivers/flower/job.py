@@ -20,7 +20,7 @@ from fedpa.continuing.handover import Handover
 from fedpa.continuing.run import continued
 from fedpa.continuing.start import write_start_of_server
 from fedpa.data.dataset import Dataset, load_dataset
-from fedpa.data.shard import check_sharded, shard_facts
+from fedpa.data.shard import shard_facts
 from fedpa.device import open_device
 from fedpa.drivers.flower.driver import FlowerDriver, Terms
 from fedpa.drivers.flower.options import Options
@@ -79,6 +79,7 @@ def run_on_nodes(grid: Grid, options: Options) -> None:
     with _alone(room):
         if not begun:
             job.write_start(earlier)
+        _log.info("%s: is run %s", room, job.run_id)
         job.watch(options.metrics_file, options.metrics_port)
         job.run(target, progress=False)
     _log.info("%s: is finished", target)
@@ -157,7 +158,7 @@ def _alone(room: Path) -> Iterator[None]:
     while True:
         with contextlib.ExitStack() as stack:
             try:
-                stack.enter_context(claimed(room))
+                stack.enter_context(claimed(room, "go on with flwr run, as it was started"))
             except ArtifactError:
                 if time.monotonic() > end:
                     raise
@@ -199,7 +200,11 @@ class FlowerJob(Job):
         assert self.options is not None
         place = open_device(self.config["engine"]["device"])
         model = method.model(self.foundation, self.dataset, self.config["seed"], place)
-        check_sharded(self.dataset, model.layout)
+        if any(scope.sees == "rows" for scope in model.layout.scopes.values()):
+            raise ConfigError(
+                "the method's server tells users apart by their numbers, and every node numbers its users from 0",
+                "adapt on the whole data set, or choose a method whose server sees sums alone",
+            )
         server = method.server(model.layout)
         driver = self._flower(model)
         outcome = self.rounds(server, driver, driver.users, _log.info)
@@ -215,17 +220,20 @@ class FlowerJob(Job):
     def tell_again(self) -> None:
         """Have nodes that did not hear it keep what the run, which is finished, came to."""
         run = Run(self.room, foundation=self.foundation, dataset=self.dataset)
-        if not run.summary["nodes_untold"]:
+        missed = frozenset(run.summary["nodes_untold"])
+        if not missed:
             return
-        driver = self._flower(run.model, least=1)
+        driver = self._flower(run.model, least=0, only=missed)
         driver.start()
         best, kept = run.summary["best_round"], last_accepted(self.room)
         outcome = Outcome(best, run.server.state, kept[best], kept, run.history, run.summary["interrupted"])
-        untold = self._tell(driver, outcome, run.summary)
-        _log.info("nodes %s were told", ", ".join(map(str, sorted(set(run.summary["nodes_untold"]) - set(untold)))))
+        untold = sorted(missed.intersection(self._tell(driver, outcome, run.summary)))
+        _log.info("of nodes %s, %d were told", ", ".join(map(str, sorted(missed))), len(missed) - len(untold))
         replace(self.room / "summary.json", to_json(run.summary | {"nodes_untold": untold}).encode())
 
-    def _flower(self, model: AdaptedModel, least: int | None = None) -> FlowerDriver:
+    def _flower(
+        self, model: AdaptedModel, *, least: int | None = None, only: frozenset[int] | None = None
+    ) -> FlowerDriver:
         assert self.options is not None and self.grid is not None
         facts = shard_facts(self.dataset)
         told = {key: self.config[key] for key in ("method", "preset", "seed", "settings", "label", "fedpa")}
@@ -244,9 +252,10 @@ class FlowerJob(Job):
             settings=self.method.settings,
             items=self.dataset.n_items,
             room=self.room,
-            least=least or self.options.least,
+            least=self.options.least if least is None else least,
             deadline=self.options.deadline,
             begin=begin,
+            only=only,
         )
         post = Post(self.grid, ttl=max(60.0, 2 * self.options.deadline))
         if not self.options.secure:
@@ -268,7 +277,7 @@ class FlowerJob(Job):
         }
         order = Order(self.run_id, outcome.best_round + 1, tuple(outcome.state), train=False)
         told = driver.finish(order, bases, summary, outcome.lines)
-        return sorted({*outcome.generations, *bases} - set(told))
+        return sorted(set(bases).union(*outcome.kept.values()) - set(told))
 
     def _nobody(self, method: FederatedMethod, model: AdaptedModel) -> None:
         """What devices keep is on the nodes; here is that of users who never took part, if there are any."""

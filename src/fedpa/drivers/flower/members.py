@@ -35,6 +35,8 @@ class Members:
         How many nodes there must be.
     deadline : float
         Seconds for which those are waited for who were asked but are not needed.
+    only : frozenset of int, optional
+        Nodes that are asked; by default all.
 
     Attributes
     ----------
@@ -43,15 +45,22 @@ class Members:
     """
 
     def __init__(
-        self, post: Post, roll: Roll, run: str, config: Mapping[str, Any], *, least: int, deadline: float
+        self,
+        post: Post,
+        roll: Roll,
+        run: str,
+        config: Mapping[str, Any],
+        *,
+        least: int,
+        deadline: float,
+        only: frozenset[int] | None = None,
     ) -> None:
         self._post, self._roll, self._run, self._config = post, roll, run, dict(config)
-        self._least, self._deadline = least, deadline
+        self._least, self._deadline, self._only = least, deadline, only
         self.told: tuple[Message, ...] = ()
         self._flower: dict[int, int] = {}
         self._done: dict[str, dict[int, Letter]] = {"prepare": {}, "start": {}}
         self._unfit: dict[int, str] = {}  # and when they were started
-        self._held: dict[int, set[int]] = {}
 
     @property
     def ready(self) -> list[int]:
@@ -63,9 +72,10 @@ class Members:
         """Flower's number of a node."""
         return self._flower[node]
 
-    def held(self, node: int) -> set[int]:
-        """The generations that a node said it holds when it started, and those that it made since."""
-        return self._held.setdefault(node, set())
+    def held(self, node: int) -> list[int]:
+        """The generations that a node said it holds when it started."""
+        found = self._done["start"][node].head.get("held")
+        return [n for n in found if isinstance(n, int)] if isinstance(found, list) else []
 
     def letter(self, kind: str, node: int, head: Mapping[str, Any], parts: tuple[Message, ...] = ()) -> Letter:
         """A letter of this run to a node, with a number of its own."""
@@ -109,11 +119,8 @@ class Members:
             self._flower[node] = answer.flower
             self._done[kind][node] = letter
             self._roll.note(node, users)
-            if kind == "start":
-                found = letter.head.get("held")
-                self._held[node] = {n for n in found if isinstance(n, int)} if isinstance(found, list) else set()
-                if "continues" in self._config and letter.head.get("handed") is not True:
-                    _log.warning("node %d: was no part of the earlier run; its users begin as new ones", node)
+            if kind == "start" and "continues" in self._config and letter.head.get("handed") is not True:
+                _log.warning("node %d: was no part of the earlier run; its users begin as new ones", node)
             _log.info("node %d: %s, %d users", node, kind, users)
             return
         reason = answer.reason if letter is None else str(letter.head.get("reason", "an odd answer"))
@@ -131,7 +138,10 @@ class Members:
         fresh = [
             seen
             for flower, seen in self._post.online().items()
-            if flower not in done and flower not in waiting and self._unfit.get(flower) != seen.since
+            if flower not in done
+            and flower not in waiting
+            and self._unfit.get(flower) != seen.since
+            and (self._only is None or self._roll.number(seen) in self._only)
         ]
         parts = self.told if kind == "start" else ()
         letters = {

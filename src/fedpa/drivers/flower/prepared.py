@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,15 @@ import torch
 from torch import Tensor
 
 from fedpa.durable import make_folder, replace
+from fedpa.errors import ArtifactError
 from fedpa.federation.node import Node
+from fedpa.federation.order import Base
 from fedpa.federation.rows import ShardRows
 from fedpa.federation.tally import Tally
 
 __all__ = ["PreparedNode"]
 
+_log = logging.getLogger(__name__)
 _FILE = "rows.safetensors"
 _TENSOR, _ARRAY, _MAPPING, _NONE = "tensor", "array", "mapping", "none"
 
@@ -49,6 +53,26 @@ class PreparedNode(Node):
             make_folder(self.prepared.parent, sync=self.sync)
             replace(self.prepared, safetensors.numpy.save(packed, {"key": key}), sync_name=False)
         return rows
+
+    def base_of(self, base: Base) -> Base:
+        """Where it starts from: as ordered or, if it lost that, from what it holds that is nearest.
+
+        Raises
+        ------
+        ArtifactError
+            If it holds nothing undamaged.
+        """
+        store = self.shard.store
+        try:
+            store.at(base.generation)
+        except ArtifactError as error:
+            held = store.held()
+            if not held:
+                raise
+            nearest = max((n for n in held if n < base.generation), default=min(held))
+            _log.warning("%s; going on from generation %d", error.message, nearest)
+            return dataclasses.replace(base, generation=nearest)
+        return base
 
     def forget_rows(self) -> None:
         """Prepare them anew; everybody's item counts may be others."""

@@ -29,7 +29,7 @@ from fedpa.federation.form import Refused
 from fedpa.federation.kept import EVERYBODY
 from fedpa.federation.order import Base, Order, Report, Sums
 from fedpa.federation.upload import Upload
-from fedpa.federation.wire import pack_tally
+from fedpa.federation.wire import pack_order, pack_tally
 from fedpa.privacy.secagg.contents import Limits, RoundVector, TallyVector
 from fedpa.privacy.secagg.message import INPUT, Message
 from fedpa.privacy.secagg.server import secure_sum
@@ -111,12 +111,9 @@ class SecureDriver(FlowerDriver):
         content = self._contents[order.train]
 
         def extra(node: int) -> tuple[Part, ...]:
-            return (self._packed(order, node, bases[node]),)
+            return (pack_order(self._terms.layout, order, bases[node]),)
 
-        total, stayed = self._sum(nodes, ROUND, order.number, content.slots.length, content.slots.digest, extra, {})
-        for node in stayed if order.train else ():
-            self._members.held(node).add(order.number)
-        return total, stayed
+        return self._sum(nodes, ROUND, order.number, content.slots.length, content.slots.digest, extra, {})
 
     def _sum(
         self, nodes: list[int], purpose: str, number: int, length: int, form: str, extra: Extra, head: dict[str, Any]

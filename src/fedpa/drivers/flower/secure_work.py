@@ -197,6 +197,7 @@ def _upload(desk: Desk, letter: Letter, terms: Terms) -> Ints:
         raise ProtocolError(f"terms of round {terms.number} with an order of round {order.number}")
     content = RoundVector(layout, settings, _limits(letter.head), train=order.train)
     _check_form(terms, content.slots.digest)
+    base = node.base_of(base)
     sums = node.evaluate(order, base)
     upload = node.train(order, base).upload if order.train else None
     return content.pack(upload, sums, users=len(node.users))

@@ -67,11 +67,12 @@ def round_(desk: Desk, letter: Letter) -> Letter:
     run = letter.head["run"]
     node = opened(desk, run, letter.head)
     layout, settings = node.shard.layout, node.method.settings
-    order, base = unpack_order(layout, settings, *letter.parts[0])
+    order, asked = unpack_order(layout, settings, *letter.parts[0])
+    base = node.base_of(asked)
     parts = [pack_sums(run, order.number, node.index, node.evaluate(order, base))]
     if order.train:
         parts.append(pack_report(layout, settings, node.train(order, base)))
-    return Letter("round", {"round": order.number}, tuple(parts))
+    return Letter("round", {"round": order.number, "from": base.generation}, tuple(parts))
 
 
 def finish_(desk: Desk, letter: Letter) -> Letter:
@@ -83,7 +84,7 @@ def finish_(desk: Desk, letter: Letter) -> Letter:
     node = opened(desk, run, letter.head)
     order, base = unpack_order(node.shard.layout, node.method.settings, *letter.parts[0])
     lines = json.loads(letter.parts[1][1]["lines"].tobytes())
-    node.shard.store.at(base.generation)  # it is there, and undamaged
+    base = node.base_of(base)
     server = node.method.server(node.shard.layout)
     server.state = list(order.state)
     write_shared(room, server, node.foundation.hash if node.foundation else None)
