@@ -32,7 +32,7 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(PYTEST) -m "not slow"
 
-# Exit code 5 says that no test was chosen.
+# These mostly wait for other processes, so there are more of them side by side. Exit code 5 says that none was chosen.
 test-slow: $(INSTALLED)
 	$(PYTEST) -n 3 -m slow || test $$? -eq 5
 

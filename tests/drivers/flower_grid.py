@@ -7,22 +7,33 @@ import itertools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import pytest
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from fedpa.drivers.flower import members, post
 from fedpa.drivers.flower.client import app
 from fedpa.drivers.flower.letter import of_record, to_record
 
-__all__ = ["CRASHED", "OFFLINE", "Fault", "HereGrid"]
+__all__ = ["CRASHED", "OFFLINE", "Fault", "HereGrid", "Stopped", "hurry"]
 
 CRASHED, OFFLINE = 8, 5
 Fault = Callable[[int, str, int], str]
 """Of a node, a kind of letter and how many of the kind it was sent: what becomes of the answer. ``""``: it arrives;
 ``lost``: it is computed and gone; ``untaken``: it is not computed; ``crashed``, ``offline``: Flower says so; ``stop``:
 the server is stopped; ``torn``: it is no letter any more; ``older``: its parts say that they are of round 0."""
+
+
+def hurry(patch: pytest.MonkeyPatch) -> None:
+    """Minutes become moments."""
+    patch.setattr(post, "_POLL_SECONDS", 0.0)
+    patch.setattr(post, "_LOOK_SECONDS", 0.0)
+    patch.setattr(post, "_QUIET_SECONDS", 0.05)
+    patch.setattr(post, "_QUIET_TIMES", 0.1)
+    patch.setattr(members, "_PAUSE_SECONDS", 0.0)
 
 
 class Stopped(Exception):  # noqa: N818

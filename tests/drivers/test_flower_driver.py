@@ -14,10 +14,9 @@ import pytest
 import safetensors.numpy
 import torch
 
-from drivers.flower_grid import Fault, HereGrid, Stopped
+from drivers.flower_grid import Fault, HereGrid, Stopped, hurry
 from drivers.flower_world import SETTINGS, World, world
 from fedpa.data.shard import SERVER
-from fedpa.drivers.flower import members, post
 from fedpa.drivers.flower.job import run_on_nodes
 from fedpa.drivers.flower.options import Options
 from fedpa.errors import ArtifactError, ConfigError, DataError, FedpaError
@@ -32,12 +31,7 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Minutes become moments."""
-    monkeypatch.setattr(post, "_POLL_SECONDS", 0.0)
-    monkeypatch.setattr(post, "_LOOK_SECONDS", 0.0)
-    monkeypatch.setattr(post, "_QUIET_SECONDS", 0.05)
-    monkeypatch.setattr(post, "_QUIET_TIMES", 0.1)
-    monkeypatch.setattr(members, "_PAUSE_SECONDS", 0.0)
+    hurry(monkeypatch)
 
 
 def options(made: World, out: Path, **changes: Any) -> Options:

@@ -12,10 +12,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from drivers.flower_grid import Fault, HereGrid, Stopped
+from drivers.flower_grid import Fault, HereGrid, Stopped, hurry
 from fedpa.continuing.run import continue_run
 from fedpa.data.shard import SERVER, node_folder, shard
-from fedpa.drivers.flower import members, post
 from fedpa.drivers.flower.job import run_on_nodes
 from fedpa.drivers.flower.options import Options
 from fedpa.errors import ArtifactError, ConfigError, FedpaError
@@ -45,11 +44,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Later:
 
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Minutes become moments."""
-    monkeypatch.setattr(post, "_POLL_SECONDS", 0.0)
-    monkeypatch.setattr(post, "_LOOK_SECONDS", 0.0)
-    monkeypatch.setattr(post, "_QUIET_SECONDS", 0.05)
-    monkeypatch.setattr(members, "_PAUSE_SECONDS", 0.0)
+    hurry(monkeypatch)
 
 
 class Site:

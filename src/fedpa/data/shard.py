@@ -140,7 +140,10 @@ def shard(
         raise ConfigError(f"{dataset.path}: is a shard of a data set already", "divide the data set it was made from")
     private = np.flatnonzero(dataset.side == PRIVATE)
     if (shards is None) == (like is None):
-        raise ConfigError("expected either a number of shards or the shards of an earlier data set")
+        raise ConfigError(
+            "expected either a number of shards or the shards of an earlier data set",
+            "give --shards N or --like SHARDS",
+        )
     if like is not None:
         parts = _as_before(dataset, private, Path(like))
     elif shards is not None and 1 <= shards <= len(private):
