@@ -44,10 +44,15 @@ def run(made: Small, out: Path, driver: str = "ray", **options: Any) -> dict[str
 
 def actors(parent: int | None = None) -> list[psutil.Process]:
     """Processes of actors below a process, by default this one, the oldest first."""
+    return below("ray::ShardActor", parent)
+
+
+def below(word: str, parent: int | None = None) -> list[psutil.Process]:
+    """Processes below one, by default this one, with a word in their command line, the oldest first."""
     named = []
     for child in psutil.Process(parent).children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
-            if "ShardActor" in "".join(child.cmdline()[:1]):
+            if word in " ".join(child.cmdline()):
                 named.append(child)
     return sorted(named, key=lambda child: child.pid)
 

@@ -15,6 +15,7 @@ import pytest
 
 from fedpa.artifacts import read_manifest
 from fedpa.comparison.workers import Outcome, Workers
+from processes import still_running
 
 
 @pytest.fixture
@@ -95,6 +96,4 @@ def test_workers_end_with_whoever_started_them() -> None:
         assert children
         time.sleep(3)  # By then the worker watches its parent.
         parent.kill()
-        gone, alive = psutil.wait_procs(children, timeout=10)
-        assert not alive
-        assert gone
+        assert still_running(children, within=10) == []

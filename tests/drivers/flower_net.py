@@ -19,6 +19,7 @@ import psutil  # type: ignore[import-untyped]
 
 from fedpa.drivers.flower.keys import make_keys
 from fedpa.drivers.flower.project import new_project
+from processes import still_running
 
 __all__ = ["BIN", "Net", "free_port", "network", "until"]
 
@@ -265,11 +266,11 @@ class Net:
 
 def _end(processes: Sequence[psutil.Process], patience: float) -> None:
     """Wait for processes to end, and then see to it."""
-    _, alive = psutil.wait_procs(processes, timeout=patience)
+    alive = still_running(processes, within=patience)
     for process in alive:
         with contextlib.suppress(psutil.Error):
             process.kill()
-    psutil.wait_procs(alive, timeout=5)
+    still_running(alive, within=5)
 
 
 @contextlib.contextmanager

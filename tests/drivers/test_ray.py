@@ -33,8 +33,9 @@ from fedpa.federation.server import Server
 from fedpa.methods import FederatedMethod, find_method
 from fedpa.run import load_run
 from fedpa.unfinished import room_of
-from on_ray import SETTINGS, actors, found, last_round, remove_room_of, run, started, wait_for_round
+from on_ray import SETTINGS, actors, below, found, last_round, remove_room_of, run, started, wait_for_round
 from prepared import Small, small
+from processes import still_running
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def cluster() -> Iterator[Cluster]:
     cluster = Cluster(None, 8)
     yield cluster
     cluster.leave()
-    assert not [child for child in psutil.Process().children(recursive=True) if "ray" in " ".join(child.cmdline())]
+    assert below("ray") == []
 
 
 @pytest.fixture(scope="module")
@@ -170,8 +171,7 @@ def test_a_driver_killed_at_any_moment_goes_on_where_it_was(made: Small, tmp_pat
     assert room_of(out).exists()
     resume(out)
     assert found(out) == run(made, tmp_path / "local", "local", rounds=2 * kills + 4)
-    alive = [child for child in psutil.wait_procs(family, timeout=20)[1] if "Agent" not in child.name()]
-    assert not alive, "Ray ends with the process that started it, and its agents when they notice"
+    assert still_running(family, within=60) == [], "Ray ends with the process that started it"
 
 
 def test_a_straggler_is_left_out_of_its_round_and_comes_back(
@@ -217,14 +217,15 @@ def test_a_node_that_never_answers_is_started_anew(made: Small, cluster: Cluster
     try:
         driver.start()
         pid = driver._ray.get(driver._actors[1].facts.remote())["pid"]
-        os.kill(pid, signal.SIGSTOP)
+        stopped = psutil.Process(pid)
+        stopped.suspend()
         driver._deadline = 2.0
         first, bases = order(server, 1), {0: Base(), 1: Base()}
         for _ in range(6):
             assert [*driver.evaluate(first, bases)] == [0]
         driver._deadline = 120.0
         assert [*driver.evaluate(first, bases)] == [0, 1]
-        assert not psutil.pid_exists(pid)
+        assert still_running([stopped], within=10) == []
     finally:
         driver.close()
 
@@ -244,7 +245,7 @@ def test_the_state_is_put_once_for_a_round(made: Small, cluster: Cluster, tmp_pa
         assert len(mine) == 2
     finally:
         driver.close()
-    assert psutil.wait_procs(mine, timeout=30)[1] == []
+    assert still_running(mine, within=30) == []
 
 
 def test_an_error_of_ours_in_an_actor_is_raised_as_it_was(made: Small, cluster: Cluster, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from fedpa.drivers.ray_cluster import Cluster
 from fedpa.errors import ConfigError
 from on_ray import ROUNDS, SETTINGS, actors, found, run, started
 from prepared import Small, small
+from processes import still_running
 
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 
@@ -67,7 +68,7 @@ def head(environment: dict[str, str]) -> Iterator[tuple[str, psutil.Process]]:
         family += psutil.Process(process.pid).children(recursive=True)
         process.terminate()
         process.wait(30)
-        for child in psutil.wait_procs(family, timeout=30)[1]:
+        for child in still_running(family, within=30):
             child.kill()
 
 
@@ -155,7 +156,7 @@ def test_ray_of_our_own_leaves_nothing_behind(made: Small, tmp_path: Path) -> No
     assert (out, err, process.returncode) == ("finished\n", "", 0)
     assert set(listening) <= {"127.0.0.1", "::ffff:127.0.0.1"}
     assert listening
-    assert psutil.wait_procs(family, timeout=20)[1] == []
+    assert still_running(family, within=20) == []
     assert not [*Path(tempfile.gettempdir()).glob(f"fedpa-ray-{process.pid}-*")]
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 

@@ -1,0 +1,26 @@
+"""Whether processes that nobody waits for have ended."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+import psutil  # type: ignore[import-untyped]
+
+
+def still_running(processes: Iterable[psutil.Process], within: float) -> list[psutil.Process]:
+    """Those that have not ended after some seconds.
+
+    An orphan that has ended stays a zombie until somebody reaps it; in a container that may be never.
+    """
+    end, left = time.monotonic() + within, [*processes]
+    while (left := [process for process in left if _runs(process)]) and time.monotonic() < end:
+        time.sleep(0.05)
+    return left
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
