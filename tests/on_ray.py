@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -17,8 +18,8 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 
 from fedpa.adaptation import adapt
-from fedpa.unfinished import room_of
 from prepared import Small
+from processes import last_round
 
 SETTINGS: dict[str, Any] = {"patience": 0, "lr": 0.1, "participation": 0.6, "item_counts": 5}
 ROUNDS = 6
@@ -57,16 +58,11 @@ def below(word: str, parent: int | None = None) -> list[psutil.Process]:
     return sorted(named, key=lambda child: child.pid)
 
 
-def wait_for_round(out: Path, number: int, alive: Callable[[], bool]) -> None:
-    """Until an unfinished run has come to a round, or whoever works on it is gone."""
-    while alive() and last_round(out) < number:
+def wait_for_round(out: Path, number: int, alive: Callable[[], bool], within: float = math.inf) -> None:
+    """Until an unfinished run has come to a round, or some seconds are over, or whoever works on it is gone."""
+    end = time.monotonic() + within
+    while alive() and last_round(out) < number and time.monotonic() < end:
         time.sleep(0.005)
-
-
-def last_round(out: Path) -> int:
-    """The latest round of an unfinished run; -1 before the first state."""
-    done = (room_of(out) / "checkpoints" / "server").glob("[0-9]*")
-    return max((int(path.name) for path in done), default=-1)
 
 
 _ADAPT = """

@@ -1,11 +1,20 @@
-"""Whether processes that nobody waits for have ended."""
+"""What tests that kill processes ask: how far a run has come, and whether a process has ended."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
+
+from fedpa.unfinished import room_of
+
+
+def last_round(out: Path) -> int:
+    """The latest round of an unfinished run; -1 before the first state."""
+    done = (room_of(out) / "checkpoints" / "server").glob("[0-9]*")
+    return max((int(path.name) for path in done), default=-1)
 
 
 def still_running(processes: Iterable[psutil.Process], within: float) -> list[psutil.Process]:

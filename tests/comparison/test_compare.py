@@ -217,6 +217,7 @@ def test_ctrl_c_keeps_what_is_finished(world: Small, tmp_path: Path) -> None:
     command = [
         *PROGRAM, "compare", str(world.dataset.path), "--out", str(out),
         "--methods", "two-counters,fedpa+reference", "--seeds", "1", "--jobs", "2", "--set", "rounds=5000",
+        "--set", "patience=0",
     ]  # fmt: skip
     with subprocess.Popen(
         command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True

@@ -17,6 +17,7 @@ import pytest
 
 from drivers.flower_net import Net, network
 from drivers.flower_world import world
+from processes import last_round
 
 KILLS = int(os.environ.get("FEDPA_KILLS", "4"))
 """``make test-all`` has 20 of them."""
@@ -88,8 +89,13 @@ def test_a_run_outlives_every_process(tmp_path_factory: pytest.TempPathFactory, 
         print(f"seed {seed}")
         killer = Killer(net, made.app(net, out, set={"rounds": rounds}), seed)
         for way in itertools.islice(itertools.cycle(killer.ways), kills):
-            moment = time.monotonic() + killer.random.uniform(*_QUIET_SECONDS)
-            net.wait(lambda moment=moment: time.monotonic() > moment, _END_SECONDS, "a moment")  # type: ignore[misc]
+            quiet = time.monotonic() + killer.random.uniform(*_QUIET_SECONDS)
+            latest = len(killer.done) + 2  # however fast rounds are, there are some left after the last kill
+            net.wait(
+                lambda quiet=quiet, latest=latest: time.monotonic() > quiet or last_round(out) >= latest,  # type: ignore[misc]
+                _END_SECONDS,
+                "a moment",
+            )
             net.wait(lambda way=way: out.exists() or killer.ways[way](), _END_SECONDS, way)  # type: ignore[misc]
             if out.exists():
                 break

@@ -33,9 +33,9 @@ from fedpa.federation.server import Server
 from fedpa.methods import FederatedMethod, find_method
 from fedpa.run import load_run
 from fedpa.unfinished import room_of
-from on_ray import SETTINGS, actors, below, found, last_round, remove_room_of, run, started, wait_for_round
+from on_ray import SETTINGS, actors, below, found, remove_room_of, run, started, wait_for_round
 from prepared import Small, small
-from processes import still_running
+from processes import last_round, still_running
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +48,10 @@ def cluster() -> Iterator[Cluster]:
     """Ray of our own, which drivers of this process find and leave as it is."""
     cluster = Cluster(None, 8)
     yield cluster
+    family = below("ray")
     cluster.leave()
-    assert below("ray") == []
+    assert family
+    assert still_running(family, within=30) == []
 
 
 @pytest.fixture(scope="module")
@@ -126,13 +128,17 @@ def test_actors_killed_at_any_moment_lose_no_round(
     made: Small, cluster: Cluster, tmp_path: Path, kills: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     draw, over, out = random.Random(kills), threading.Event(), tmp_path / "run"
-    killed: list[int] = []
+    rounds, killed = 5 * kills + 10, list[int]()
 
     def kill() -> None:
-        """Actors, each some time after a round, or while it loads what it needs; not so often that one is given up."""
+        """Actors, each some time after a round, or while it loads what it needs; not so often that one is given up.
+
+        However fast rounds are, there are some left after the last kill.
+        """
         for number in range(kills):
             wait_for_round(out, killed[-1] + 1 if number % 4 else 0, lambda: not over.is_set())
-            time.sleep(draw.uniform(0, 0.3 if number % 4 else 3))
+            seconds = draw.uniform(0, 0.3 if number % 4 else 3)
+            wait_for_round(out, last_round(out) + 2, lambda: not over.is_set(), within=seconds)
             while not over.is_set() and not (there := actors()):
                 time.sleep(0.005)
             if not over.is_set():
@@ -144,23 +150,25 @@ def test_actors_killed_at_any_moment_lose_no_round(
     killer.start()
     with caplog.at_level(logging.WARNING):
         try:
-            result = run(made, out, shards=2, rounds=4 * kills + 4)
+            result = run(made, out, shards=2, rounds=rounds)
         finally:
             over.set()
             killer.join()
     assert len(killed) == kills
     assert "died and is started anew" in caplog.text
-    assert result == run(made, tmp_path / "local", "local", rounds=4 * kills + 4)
+    assert result == run(made, tmp_path / "local", "local", rounds=rounds)
 
 
 @pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_driver_killed_at_any_moment_goes_on_where_it_was(made: Small, tmp_path: Path, kills: int) -> None:
-    draw, out, family = random.Random(kills), tmp_path / "run", []
+    draw, out, family, rounds = random.Random(kills), tmp_path / "run", list[psutil.Process](), 2 * kills + 10
     for number in range(kills):
-        process = started(made, out, settings={"rounds": 2 * kills + 4})
+        process = started(made, out, settings={"rounds": rounds})
         try:
             wait_for_round(out, number - number % 4, lambda: process.poll() is None)  # noqa: B023
-            time.sleep(draw.uniform(0, 0.5 if number % 3 else 6))
+            # Some seconds later, but however fast rounds are, before the last ones.
+            seconds = draw.uniform(0, 0.5 if number % 3 else 6)
+            wait_for_round(out, 2 * number + 3, lambda: process.poll() is None, within=seconds)  # noqa: B023
             assert process.poll() is None
             family += psutil.Process(process.pid).children(recursive=True)
         finally:
@@ -170,7 +178,7 @@ def test_a_driver_killed_at_any_moment_goes_on_where_it_was(made: Small, tmp_pat
     assert not out.exists()
     assert room_of(out).exists()
     resume(out)
-    assert found(out) == run(made, tmp_path / "local", "local", rounds=2 * kills + 4)
+    assert found(out) == run(made, tmp_path / "local", "local", rounds=rounds)
     assert still_running(family, within=60) == [], "Ray ends with the process that started it"
 
 

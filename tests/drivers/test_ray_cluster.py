@@ -81,7 +81,7 @@ def test_a_cluster_that_was_there_before_stays(made: Small, environment: dict[st
             out, err = process_of_run.communicate(timeout=120)
             assert (out, process_of_run.returncode) == ("finished\n", 0), err
             assert found(tmp_path / name) == expected
-            assert actors(process.pid) == []
+            assert still_running(actors(process.pid), within=30) == []
         subprocess.run(
             [*RAY, "health-check", "--address", address], env=environment, check=True, capture_output=True, timeout=60
         )
