@@ -191,7 +191,7 @@ def test_a_killed_command_goes_on(world: Small, tmp_path: Path) -> None:
         "--set", "rounds=3",
     ]  # fmt: skip
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as first:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while len(list(out.glob("cells/**/*.json"))) < 2:
             assert first.poll() is None, first.stderr.read() if first.stderr else ""
             assert time.monotonic() < deadline
@@ -222,13 +222,13 @@ def test_ctrl_c_keeps_what_is_finished(world: Small, tmp_path: Path) -> None:
     with subprocess.Popen(
         command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True
     ) as first:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while not list(out.glob("cells/**/*.json")):
             assert time.monotonic() < deadline
             time.sleep(0.05)
         time.sleep(1)
         os.killpg(first.pid, signal.SIGINT)
-        _, said = first.communicate(timeout=20)
+        _, said = first.communicate(timeout=120)
     assert first.returncode == 130
     assert "1 of 2 cells are finished and kept: the same command goes on from there" in said
     assert len(list(out.glob("cells/**/*.json"))) == 1
