@@ -1,14 +1,35 @@
-"""What tests that kill processes ask: how far a run has come, and whether a process has ended."""
+"""What tests that start and kill processes ask: for a port, how far a run has come, whether a process has ended."""
 
 from __future__ import annotations
 
+import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 
 from fedpa.unfinished import room_of
+
+
+def until(ready: Callable[[], Any], seconds: float, what: str, pause: float = 0.1) -> Any:
+    """What `ready` gives as soon as it is true."""
+    end = time.monotonic() + seconds
+    while True:
+        found = ready()
+        if found:
+            return found
+        if time.monotonic() > end:
+            raise AssertionError(f"{what}: not within {seconds:g} seconds")
+        time.sleep(pause)
+
+
+def free_port() -> int:
+    """A port on this machine that nobody listens on."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
 
 
 def last_round(out: Path) -> int:

@@ -24,6 +24,7 @@ from fedpa.data.dataset import Part
 from fedpa.errors import ArtifactError, ConfigError
 from fedpa.tuning.chosen import Chosen, chosen_settings, data_name, write_chosen
 from prepared import Small, small
+from processes import until
 
 THREE = ("two-counters", "foundation", "fedpa")
 PROGRAM = (sys.executable, "-c", "import fedpa.cli; fedpa.cli.main()")
@@ -191,11 +192,12 @@ def test_a_killed_command_goes_on(world: Small, tmp_path: Path) -> None:
         "--set", "rounds=3",
     ]  # fmt: skip
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as first:
-        deadline = time.monotonic() + 300
-        while len(list(out.glob("cells/**/*.json"))) < 2:
+
+        def two_are_there() -> bool:
             assert first.poll() is None, first.stderr.read() if first.stderr else ""
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+            return len(list(out.glob("cells/**/*.json"))) >= 2
+
+        until(two_are_there, 300, "two finished cells", pause=0.02)
         first.kill()
     time.sleep(1)
     kept = files(out)
@@ -222,13 +224,10 @@ def test_ctrl_c_keeps_what_is_finished(world: Small, tmp_path: Path) -> None:
     with subprocess.Popen(
         command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True
     ) as first:
-        deadline = time.monotonic() + 300
-        while not list(out.glob("cells/**/*.json")):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        until(lambda: list(out.glob("cells/**/*.json")), 300, "a finished cell", pause=0.05)
         time.sleep(1)
         os.killpg(first.pid, signal.SIGINT)
-        _, said = first.communicate(timeout=120)
+        _, said = first.communicate(timeout=20)
     assert first.returncode == 130
     assert "1 of 2 cells are finished and kept: the same command goes on from there" in said
     assert len(list(out.glob("cells/**/*.json"))) == 1

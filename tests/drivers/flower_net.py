@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,9 @@ import psutil  # type: ignore[import-untyped]
 
 from fedpa.drivers.flower.keys import make_keys
 from fedpa.drivers.flower.project import new_project
-from processes import still_running
+from processes import free_port, still_running, until
 
-__all__ = ["BIN", "Net", "free_port", "network", "until"]
+__all__ = ["BIN", "Net", "network"]
 
 BIN = Path(sys.executable).parent
 _QUIET = {
@@ -33,25 +32,6 @@ _QUIET = {
     "PYTHONUNBUFFERED": "1",
     "COLUMNS": "200",
 }
-
-
-def until(ready: Callable[[], Any], seconds: float, what: str, pause: float = 0.1) -> Any:
-    """What `ready` gives as soon as it is true."""
-    end = time.monotonic() + seconds
-    while True:
-        found = ready()
-        if found:
-            return found
-        if time.monotonic() > end:
-            raise AssertionError(f"{what}: not within {seconds:g} seconds")
-        time.sleep(pause)
-
-
-def free_port() -> int:
-    """A port on this machine that nobody listens on."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 class Net:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from drivers.flower_net import Net, network, until
+from drivers.flower_net import Net, network
 from drivers.flower_world import World, world
 from fedpa.models.pretrain import pretrain
 from fedpa.run import load_run
+from processes import until
 
 pytestmark = pytest.mark.slow
 

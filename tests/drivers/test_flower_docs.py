@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from drivers.flower_net import BIN, free_port
+from drivers.flower_net import BIN
 from fedpa.run import load_run
+from processes import free_port
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "deployment.md"
 

@@ -10,13 +10,14 @@ from typing import Any, cast
 import pytest
 import safetensors.numpy
 
-from drivers.flower_net import Net, network, until
+from drivers.flower_net import Net, network
 from drivers.flower_world import SETTINGS, World, world
 from fedpa.drivers.local import LocalDriver
 from fedpa.federation.coordinator import Coordinator
 from fedpa.federation.node import Node, divided
 from fedpa.federation.order import Base, Order, Report, Sums
 from fedpa.methods import FederatedMethod, find_method
+from processes import until
 
 NODES = 5
 

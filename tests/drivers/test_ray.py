@@ -227,13 +227,13 @@ def test_a_node_that_never_answers_is_started_anew(made: Small, cluster: Cluster
         pid = driver._ray.get(driver._actors[1].facts.remote())["pid"]
         stopped = psutil.Process(pid)
         stopped.suspend()
-        driver._deadline = 2.0
+        driver._deadline = 10.0
         first, bases = order(server, 1), {0: Base(), 1: Base()}
         for _ in range(6):
-            assert 1 not in driver.evaluate(first, bases)  # on a busy machine node 0 may be late too
+            assert [*driver.evaluate(first, bases)] == [0]
         driver._deadline = 120.0
         assert [*driver.evaluate(first, bases)] == [0, 1]
-        assert still_running([stopped], within=60) == []
+        assert still_running([stopped], within=10) == []
     finally:
         driver.close()
 

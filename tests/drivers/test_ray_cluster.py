@@ -21,7 +21,7 @@ from fedpa.drivers.ray_cluster import Cluster
 from fedpa.errors import ConfigError
 from on_ray import ROUNDS, SETTINGS, actors, found, run, started
 from prepared import Small, small
-from processes import still_running
+from processes import free_port, still_running, until
 
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 
@@ -50,19 +50,19 @@ def environment() -> Iterator[dict[str, str]]:
 @contextlib.contextmanager
 def head(environment: dict[str, str]) -> Iterator[tuple[str, psutil.Process]]:
     """The head of a cluster, as a person starts it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     options = ["--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=2", "--include-dashboard=false"]
     command = [*RAY, "start", "--head", "--block", *options, "--object-store-memory=100000000"]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     family: list[psutil.Process] = []
     try:
         healthy = [*RAY, "health-check", "--address", f"127.0.0.1:{port}"]
-        end = time.monotonic() + 180
-        while subprocess.run(healthy, env=environment, check=False, capture_output=True, timeout=120).returncode:
-            assert time.monotonic() < end, "the head of the cluster did not come up"
-            time.sleep(0.5)
+
+        def up() -> bool:
+            asked = subprocess.run(healthy, env=environment, check=False, capture_output=True, timeout=120)
+            return asked.returncode == 0
+
+        until(up, 180, "the head of the cluster", pause=0.5)
         yield f"127.0.0.1:{port}", psutil.Process(process.pid)
     finally:
         family += psutil.Process(process.pid).children(recursive=True)
@@ -131,7 +131,7 @@ def test_a_machine_that_dies_is_replaced_by_another(made: Small, environment: di
         env=environment | {"PYTHONPATH": str(Path(__file__).parents[1])},
         capture_output=True,
         text=True,
-        timeout=1200,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -156,7 +156,7 @@ def test_ray_of_our_own_leaves_nothing_behind(made: Small, tmp_path: Path) -> No
     assert (out, err, process.returncode) == ("finished\n", "", 0)
     assert set(listening) <= {"127.0.0.1", "::ffff:127.0.0.1"}
     assert listening
-    assert still_running(family, within=60) == []
+    assert still_running(family, within=20) == []
     assert not [*Path(tempfile.gettempdir()).glob(f"fedpa-ray-{process.pid}-*")]
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
